@@ -1,0 +1,333 @@
+"""Configs: every key the trainer reads with its default, loading a config file, overrides, and `config.json`.
+
+A config file is a Python file with `get_config(arg=None) -> ConfigDict` that starts from `base()`, fills in the
+task's own groups and returns it. It is run only when the user names it on a command line; a workdir holds JSON.
+"""
+
+import ast
+import dataclasses
+import importlib.util
+import inspect
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import placeholder
+
+from mmjax.core.errors import UserError, suggest
+from mmjax.version import __version__
+
+Group = ConfigDict | Mapping[str, Any]  # a group of a config, or a plain dict in its place
+
+FORMAT = 1  # of config.json; a reader refuses a newer one
+
+# Keys that may differ between a saved run and the command that continues it: none changes what a step computes.
+MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", "data.workers", "data.threads", "data.prefetch", "data.dir")
+
+
+def base() -> ConfigDict:
+    """Every key the trainer reads. Groups left empty here (`model`, `evals`) belong to the task and the evaluators."""
+    c = ConfigDict()
+    c.task = ""  # a key of mmjax.tasks.TASKS
+    c.seed = 0  # initialisation, data order, augmentation and dropout all follow from it
+    c.steps = 1000  # optimizer steps in the whole run
+    c.batch_size = 256  # examples a step, over all devices and hosts
+    c.accumulate = 1  # microbatches a step
+    c.dtype = "float32"  # compute: float32 or bfloat16; parameters are always float32
+    c.model = ConfigDict()  # keyword arguments of the task's model
+
+    c.data = ConfigDict()
+    c.data.source = ""  # a key of mmjax.data.SOURCES
+    c.data.dir = placeholder(str)  # where prepared sets lie; default $MMJAX_DATA or ~/.cache/mmjax/data
+    c.data.split = "train"
+    c.data.transforms = ()  # (("name", {arguments}), ...), names in mmjax.data.transforms.TRANSFORMS
+    c.data.workers = 0  # loader processes; 0 = threads of this process. The batches are the same for any number
+    c.data.threads = 2  # loader threads in a process
+    c.data.prefetch = 4  # batches made ahead of the step
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw | adafactor | lion | sgd | muon
+    c.optim.args = ConfigDict()  # the optimizer's own keyword arguments, as optax names them: {"b1": 0.9, "b2": 0.98}
+    c.optim.args.unlock()
+    c.optim.lr = 1e-3  # peak
+    c.optim.schedule = "cosine"  # constant | linear | cosine | rsqrt | wsd | piecewise
+    c.optim.schedule_args = (
+        ConfigDict()
+    )  # linear, cosine, wsd: end_factor; wsd: decay_steps; rsqrt: timescale; piecewise: boundaries ((step, factor), ...)
+    c.optim.schedule_args.unlock()
+    c.optim.warmup = 0  # steps of linear warm-up from 0
+    c.optim.weight_decay = 0.0  # decoupled, times the learning rate
+    # First-match rules over parameter paths (regex, full match). Each list must cover every trained parameter and
+    # each rule must decide at least one.
+    c.optim.wd_rules = ((".*", 1.0),)  # factor on weight_decay
+    # A factor may also be a tuple with one number a layer, where the pattern matches parameters of a stack of layers only.
+    c.optim.lr_rules = ((".*", 1.0),)  # factor on lr
+    c.optim.layer_decay = placeholder(float)  # lr of layer i of n times layer_decay ** (n - i); see core/layerwise.py
+    # What of a stack's siblings comes before it: under layer_decay, lr times layer_decay ** (n + 1).
+    c.optim.embed_pattern = "(.*/)?(cls|pos(?!t)|patch|embed|token|pre_norm)[^/]*(/.*)?"
+    c.optim.freeze = ()  # patterns of parameters that are not trained: no gradient, no optimizer state
+    c.optim.clip_norm = placeholder(float)  # global gradient norm
+    c.optim.agc = placeholder(float)  # adaptive gradient clipping (NFNet): most a unit's gradient norm may be of its weight norm
+    c.optim.agc_rules = ((".*", True),)  # which parameters agc clips; read only with agc set
+    c.optim.muon_rules = ()  # matrices Muon takes, Adam takes the rest; empty: those of the stacks of layers
+
+    c.lora = ConfigDict()
+    c.lora.rules = ()  # patterns of kernels that get a low-rank adapter; then everything else is frozen, but `train`
+    c.lora.train = ()  # patterns of parameters trained in full beside the adapters
+    c.lora.rank = 8
+    c.lora.alpha = 16.0  # the adapter is scaled by alpha / rank
+
+    c.ema = ConfigDict()  # name -> decay, e.g. {"ema": 0.999}; evaluations use the first. Empty: none
+    c.ema.unlock()
+    c.nonfinite_limit = 10  # so many steps in a row with a non-finite loss or gradient stop the run
+
+    c.mesh = ConfigDict()  # sizes of the device mesh; one may be -1 (fills)
+    c.mesh.data = -1  # batch
+    c.mesh.fsdp = 1  # batch, parameters and optimizer state
+    c.mesh.tensor = 1  # heads, feed-forward and vocabulary
+    c.sharding = ConfigDict()
+    c.sharding.table = ()  # ((logical axis, mesh axes), ...) replacing entries of core.sharding.RULES
+    # First-match rules over parameter paths: "logical" follows the table, "replicate" does not shard.
+    c.sharding.rules = ((".*", "logical"),)
+
+    c.init_from = ConfigDict()  # start from another run's parameters
+    c.init_from.path = placeholder(str)  # its workdir
+    c.init_from.step = placeholder(int)  # default: its newest checkpoint
+    c.init_from.ema = placeholder(str)  # take this EMA's weights rather than the raw ones
+    c.init_from.rename = ()  # ((regex, replacement), ...) on the source's paths
+    c.init_from.skip = ()  # target paths left at their initial value, and source paths left out
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 500  # steps; the last step is always saved
+    c.checkpoint.keep_last = 2
+    c.checkpoint.keep_every = placeholder(int)  # also keep every checkpoint whose step is a multiple of this
+    c.checkpoint.best = placeholder(str)  # also keep the best by this evaluation metric, e.g. "zero_shot/accuracy"
+    c.checkpoint.best_mode = "max"  # max | min
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps
+    c.log.tensorboard = True
+    c.log.progress = True  # the progress bar, where the output is a terminal
+
+    # name -> {type: a key of mmjax.evals.EVALS, every: steps, split: ..., the evaluator's own arguments}
+    c.evals = ConfigDict()
+    c.evals.unlock()
+    return c
+
+
+def _load_module(path: Path):
+    if not path.is_file():
+        folder = path.parent
+        near = [p.name for p in folder.glob("*.py")] if folder.is_dir() else []
+        raise UserError(f"config file '{path}' does not exist{suggest(path.name, near) if near else ''}")
+    spec = importlib.util.spec_from_file_location(f"mmjax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file '{path}' has no function get_config(arg=None)")
+    return module
+
+
+def load(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """The config of `path.py` or `path.py:arg`, with `key.sub=value` overrides, locked.
+
+    Raises:
+      UserError: no such file, no `get_config`, an argument it does not take, a misspelt key or a value of the wrong type.
+    """
+    path, _, arg = spec.partition(":")
+    get_config = _load_module(Path(path)).get_config
+    if arg and not inspect.signature(get_config).parameters:
+        raise UserError(f"config '{path}' takes no argument, got ':{arg}'")
+    config = get_config(arg) if arg else get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of '{path}' returned {type(config).__name__}, expected an ml_collections.ConfigDict")
+    _check_known(config, path)
+    config.lock()
+    return override(config, overrides)
+
+
+def _check_known(config: ConfigDict, path: str) -> None:
+    """A config file may fill open groups but not invent keys elsewhere: what nothing reads would be silently ignored."""
+    known = base()
+    for key in config:
+        if key not in known:
+            raise UserError(f"config '{path}' sets unknown key '{key}'{suggest(key, known)}")
+        if isinstance(known[key], ConfigDict) and len(known[key]):
+            for sub in config[key]:
+                if sub not in known[key]:
+                    raise UserError(f"config '{path}' sets unknown key '{key}.{sub}'{suggest(sub, known[key])}")
+
+
+def _parse(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """Applies `key.sub=value` strings; values are Python literals, anything else is a string. Returns `config`.
+
+    Raises:
+      UserError: not of that form, a key that is not there (with the closest one that is), or a value of another type.
+    """
+    for item in overrides:
+        key, eq, text = item.partition("=")
+        if not eq:
+            raise UserError(f"override '{item}' is not of the form key=value, for example optim.lr=3e-4")
+        *parents, leaf = key.split(".")
+        node, seen = config, ""
+        for parent in parents:
+            if not isinstance(node, ConfigDict) or parent not in node:
+                raise UserError(f"override '{item}': no config group '{seen}{parent}'{suggest(parent, _groups(node))}")
+            node, seen = node[parent], f"{seen}{parent}."
+        if not isinstance(node, ConfigDict):
+            raise UserError(f"override '{item}': '{seen.rstrip('.')}' is a {type(node).__name__}, not a group of keys")
+        if leaf not in node and node.is_locked:
+            raise UserError(f"override '{item}': no config key '{key}'{suggest(leaf, node)}")
+        value = _parse(text)
+        if leaf in node and isinstance(node[leaf], ConfigDict):
+            raise UserError(f"override '{item}': '{key}' is a group; set one of its keys: {', '.join(sorted(node[leaf])) or 'it is empty'}")
+        field = node.get_ref(leaf) if leaf in node else None
+        if field is not None and field.get_type() is str and not isinstance(value, str) and value is not None:
+            value = text  # a string key takes the text as it stands: data.split=2024
+        if field is not None and field.get_type() is bool and not isinstance(value, bool):
+            raise UserError(f"override '{item}': '{key}' takes true or false, got {text!r}")
+        try:
+            node[leaf] = value
+        except TypeError:
+            expected = field.get_type().__name__ if isinstance(field, FieldReference) else "another type"
+            raise UserError(f"override '{item}': '{key}' takes {expected}, got {text!r} ({type(value).__name__})") from None
+    return config
+
+
+def _groups(node: Any) -> list[str]:
+    return [k for k in node if isinstance(node[k], ConfigDict)] if isinstance(node, ConfigDict) else []
+
+
+def get(config: Group, key: str, where: str) -> Any:
+    """`config[key]`, or a `UserError` that says which group lacks it."""
+    if key not in config:
+        raise UserError(f"{where} has no key '{key}'{suggest(key, config)}")
+    return config[key]
+
+
+def kwargs_for(cls: type, config: Group, where: str) -> dict[str, Any]:
+    """The entries of a config group as keyword arguments of a dataclass or linen module.
+
+    Raises:
+      UserError: a key that is no field of `cls`.
+    """
+    fields = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
+    for key in config:
+        if key not in fields:
+            raise UserError(f"{where}: {cls.__name__} has no field '{key}'{suggest(key, fields)}")
+    return dict(config)
+
+
+# --- config.json ---------------------------------------------------------------------------------------------------
+
+
+def _tuples(x: Any) -> Any:
+    """JSON knows lists only; every sequence in a config is a tuple."""
+    if isinstance(x, list):
+        return tuple(_tuples(v) for v in x)
+    if isinstance(x, dict):
+        return {k: _tuples(v) for k, v in x.items()}
+    return x
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Plain nested dict, tuples kept."""
+    return {k: to_dict(v) if isinstance(v, ConfigDict) else v for k, v in config.items()}
+
+
+def commit() -> str | None:
+    """The git commit of the source tree mmjax runs from, with "+" if it has uncommitted changes; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        run = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        if Path(run("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return run("rev-parse", "HEAD") + ("+" if run("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def save(config: ConfigDict, workdir: Path) -> None:
+    """Writes `workdir/config.json`, atomically."""
+    record = {"format": FORMAT, "version": __version__, "commit": commit(), "config": to_dict(config)}
+    path = Path(workdir) / "config.json"
+    tmp = path.with_suffix(f".json.tmp{os.getpid()}")
+    with open(tmp, "w") as f:
+        json.dump(record, f, indent=1, sort_keys=True)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def open_workdir(workdir: str | Path) -> ConfigDict:
+    """The locked config of a run, from its `config.json`; keys that did not exist when it was written get today's default.
+
+    Raises:
+      UserError: no such workdir, a damaged file, or one written by a newer format.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"'{workdir}' is no workdir of a run: it has no config.json; start one with mmjax train --config C --workdir {workdir}"
+        )
+    try:
+        record = json.loads(path.read_text())
+        saved, written = record["config"], record["format"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"'{path}' is damaged ({e}); restore it, or start the run again with --config") from None
+    if written > FORMAT:
+        raise UserError(
+            f"'{path}' was written by mmjax {record.get('version')} (format {written}); this is {__version__} (format {FORMAT}): upgrade"
+        )
+    config = base()
+    _overlay(config, _tuples(saved), str(path))
+    config.lock()
+    return config
+
+
+def _overlay(config: ConfigDict, saved: Mapping[str, Any], path: str) -> None:
+    locked = config.is_locked
+    config.unlock()
+    for key, value in saved.items():
+        if isinstance(value, dict) and isinstance(config.get(key), ConfigDict):
+            _overlay(config[key], value, path)
+        else:
+            try:
+                config[key] = value
+            except TypeError as e:
+                raise UserError(f"'{path}': key '{key}' has the wrong type: {e}") from None
+    if locked:
+        config.lock()
+
+
+def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
+    """Human-readable `key: saved -> given` for keys that differ and may not (`MAY_CHANGE`)."""
+    a, b = _leaves(saved), _leaves(given)
+    out = []
+    for key in sorted(set(a) | set(b)):
+        if a.get(key) != b.get(key) and not any(re.match(rf"{re.escape(p)}(\.|$)", key) for p in MAY_CHANGE):
+            out.append(f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}")
+    return out
+
+
+def _leaves(config: Group, prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in to_dict(config).items() if isinstance(config, ConfigDict) else config.items():
+        if isinstance(value, dict):
+            out.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = _tuples(json.loads(json.dumps(value)))
+    return out

@@ -1,0 +1,67 @@
+"""The contract between a system and everything that trains, evaluates or samples it."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed PRNG key, jax.random.key(...)
+PyTree = Any
+Params = Mapping[str, Any]  # nested dict of arrays
+Batch = Mapping[str, Any]  # nested dict of arrays, leading axis = examples
+Step = Array  # int32 scalar, the number of optimizer steps taken so far
+Aux = dict[str, Any]
+Metrics = dict[str, Array]
+
+# Every name a task may put in `Task.predict`, with its signature. Evaluators, samplers, converters and
+# the cache rely on the name alone, so the table is closed: a new name is added here, with its shapes.
+PREDICT: dict[str, str] = {
+    "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], unit norm",
+    "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], unit norm",
+    "logit_scale": "(params) -> float32[], the factor on cosine similarities",
+    "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A system, as a handful of pure functions.
+
+    Attributes:
+      init: `init(key) -> params`, a nested dict of arrays, float32 unless the leaf is no real number.
+      axes: the same tree with a tuple of logical axis names (or None) a leaf, one name a dimension.
+      loss: `loss(params, batch, key, step) -> (scalar, aux)`. `aux` may hold `"metrics"` (scalars that are
+        means over examples), `"state"` (a partial tree of new values for leaves named in `state`) and
+        `"weight"` (a scalar: what this batch's mean was divided by, so that unequal microbatches are
+        weighted correctly; 1 if absent). Noise drawn for an example must come from
+        `rng.per_example(key, batch["_index"])`: then it depends on neither accumulation nor mesh.
+      batch_spec: tree of global `jax.ShapeDtypeStruct`, leading axis = examples.
+      limits: batch leaf -> the number its integers must stay below (vocabulary, classes). Indexing past a table's end
+        raises nothing on a device, so the host looks at every batch.
+      predict: named pure functions; names and signatures in `PREDICT`.
+      frozen: path regexes (full match) of leaves that nobody writes.
+      state: path regexes (full match) of leaves that only the task writes, through `aux["state"]` or `post_update`.
+      post_update: `post_update(params, aux, step) -> params`, after the optimizer; clamps and the like.
+      can_accumulate: False where the loss is not a mean over examples.
+    """
+
+    init: Callable[[Key], Params]
+    axes: PyTree
+    loss: Callable[[Params, Batch, Key, Step], tuple[Array, Aux]]
+    batch_spec: PyTree
+    predict: Mapping[str, Callable]
+    frozen: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
+    post_update: Callable[[Params, Aux, Step], Params] = lambda params, aux, step: params
+    can_accumulate: bool = True
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        unknown = sorted(set(self.predict) - set(PREDICT))
+        if unknown:
+            raise ValueError(f"predict names {unknown} are not in core.types.PREDICT, whose names are {sorted(PREDICT)}")
+        for pattern in (*self.frozen, *self.state):
+            re.compile(pattern)
