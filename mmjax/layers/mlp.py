@@ -1,0 +1,44 @@
+"""Position-wise feed-forward networks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mmjax.core.errors import UserError, suggest
+from mmjax.core.sharding import constrain
+from mmjax.layers.dense import Dense, Initializer
+
+
+def quick_gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """x * sigmoid(1.702 x), of OpenAI's CLIP; up to 0.0203 from GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+    "relu": jax.nn.relu,
+}
+
+
+class Mlp(nn.Module):
+    """Dense, activation, Dense back to the input's width. Parameters `up` and `down`."""
+
+    hidden: int
+    act: str
+    dtype: DTypeLike = jnp.float32
+    up_init: Initializer = nn.initializers.lecun_normal()
+    down_init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        if self.act not in ACTIVATIONS:
+            raise UserError(f"model act is {self.act!r}{suggest(self.act, ACTIVATIONS)}")
+        h = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, kernel_init=self.up_init, name="up")(x)
+        h = constrain(ACTIVATIONS[self.act](h), "batch", None, "mlp")
+        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, kernel_init=self.down_init, name="down")(h)

@@ -1,0 +1,25 @@
+"""The systems: `TASKS[config.task](config) -> Task`. A new one is a file here and a line in the table."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from mmjax.core.errors import UserError, suggest
+from mmjax.core.types import Task
+from mmjax.tasks import classification, clip
+
+TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "classification": classification.make,
+    "clip": clip.make,
+}
+
+
+def make(config: ConfigDict) -> Task:
+    """The task a config names, at the config's sizes.
+
+    Raises:
+      UserError: no such task, or a model group the task does not take.
+    """
+    if config.task not in TASKS:
+        raise UserError(f"config task {config.task!r} is not a task{suggest(config.task, TASKS)}")
+    return TASKS[config.task](config)
