@@ -3,12 +3,14 @@ from setuptools import find_packages, setup
 VERSION = {}
 with open("mmjax/version.py") as f:
     exec(f.read(), VERSION)
+with open("README.md") as f:
+    README = f.read()
 
 setup(
     name="mmjax",
     version=VERSION["__version__"],
     description="Multimodal generative models in JAX: contrastive, diffusion, tokens and vision-language, one trainer",
-    long_description=open("README.md").read(),
+    long_description=README,
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -128,7 +128,7 @@ def run(
             return
         at, metrics, timing = pending
         pending = None
-        scalars = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        scalars = dict(jax.device_get(metrics))  # float32 as they are: a line then has the fewest digits that give them back
         if int(scalars["skipped"]) > skipped:
             hooks.say(
                 f"step {at}: {int(scalars['skipped']) - skipped} steps skipped since the last line, their loss or gradient was not finite"
@@ -136,7 +136,7 @@ def run(
             skipped = int(scalars["skipped"])
         scalars.pop("nonfinite")
         hooks.log(at, {**scalars, **timing})
-        hooks.progress(at, scalars["loss"])
+        hooks.progress(at, float(scalars["loss"]))
 
     def save(wait: bool) -> None:
         nonlocal saved_at

@@ -23,7 +23,7 @@ class PositionEmbedding(nn.Module):
 
 
 def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> Float[np.ndarray, "L D"]:
-    """Fixed sines and cosines of column and row (Chen et al. 2021, MoCo v3; in the form of Beyer et al. 2022, "Better plain ViT baselines").
+    """Fixed sines and cosines of column and row (Chen et al. 2021, MoCo v3; in the form of Beyer et al. 2022, plain ViT baselines).
 
     A quarter of `width` each: sines and cosines of the column, sines and cosines of the row, at rates geometric from 1 to 1 / temperature.
 

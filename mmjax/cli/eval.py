@@ -1,0 +1,111 @@
+"""`mmjax eval`: a run's evaluations on one of its checkpoints, and its report."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import evals
+from mmjax.cli import hosts
+from mmjax.cli.program import Program, assemble
+from mmjax.core import checkpoint_read, tree
+from mmjax.core import config as config_lib
+from mmjax.core.errors import UserError
+from mmjax.core.types import Params
+from mmjax.data.transforms import Decode
+from mmjax.evals import encode
+from mmjax.evals.accuracy import confusion
+from mmjax.evals.zero_shot import ZeroShot
+
+SHOWN = 60  # pictures in the report
+
+
+def main(args: argparse.Namespace) -> int:
+    hosts.join(args)
+    config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
+    if not len(config.evals):
+        raise UserError(f"the config of '{args.workdir}' has no evaluations; set config.evals and train, or evaluate another run")
+    program = assemble(config)
+    evaluators = {}
+    for name, group in config.evals.items():
+        group = group.copy_and_resolve_references()
+        if args.split:
+            group.split = args.split
+        evaluators[name] = evals.make(name, program.task.predict, group, program.mesh, config.data)
+    step, params = load_params(program, Path(args.workdir), args.step)
+    scalars = {f"{name}/{k}": v for name, evaluate in evaluators.items() for k, v in evaluate(params).items()}
+    split = args.split or ",".join(sorted({group.split for group in config.evals.values()}))
+    weights = f"ema/{program.ema_name()}" if program.ema_name() else "params"
+    if hosts.first():
+        print(json.dumps({"step": step, "split": split, "weights": weights, **scalars}, indent=1))
+    if args.report:
+        zero_shot = next((e for e in evaluators.values() if isinstance(e, ZeroShot)), None)
+        shown = {} if zero_shot is None else pictures(zero_shot, params)
+        if hosts.first():
+            path = write_report(Path(args.workdir), config, step, split, scalars, shown)
+            print(f"report: {path}", file=sys.stderr)
+    return 0
+
+
+def load_params(program: Program, workdir: Path, step: int | None) -> tuple[int, Params]:
+    """(step, evaluation parameters in their places) of a checkpoint, the newest by default: averaged ones where the config has an average.
+
+    Raises:
+      UserError: no checkpoint, a damaged one, or one of another model.
+    """
+    places = {p: x.sharding for p, x in tree.flatten(program.abstract.params).items()}
+    average = program.ema_name()
+    trees = ("params", f"ema/{average}") if average else ("params",)
+    found, params = checkpoint_read.read_params(workdir / "checkpoints", trees, step, shardings=lambda path, x: places.get(path))
+    checkpoint_read.check_same(
+        tree_shapes(params), tree_shapes(program.abstract.params), f"checkpoint {found} of '{workdir}' (against its config.json)"
+    )
+    return found, params
+
+
+def tree_shapes(params: Params) -> dict[str, dict[str, Any]]:
+    """path -> shape and dtype, as manifests write them."""
+    return {p: {"shape": list(x.shape), "dtype": np.dtype(x.dtype).name} for p, x in tree.flatten(params).items()}
+
+
+def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
+    """Confusion matrix, and some images with the prompt each likes best: every mistake first, then others at even distances."""
+    images, labels = zero_shot.images(params)
+    scores = images @ zero_shot.classifier(params).T
+    texts = encode.texts(zero_shot.encode_text, params, zero_shot.prompts, zero_shot.batch_size, zero_shot.mesh)
+    info = zero_shot.source.info
+    captions = [prompt.format(name) for name in info.classes for prompt in info.prompts]
+    cosine = images @ texts.T
+    best = cosine.argmax(1)
+    right = best // len(info.prompts) == labels
+    wrong = np.flatnonzero(~right)[:SHOWN]
+    others = np.flatnonzero(right)
+    others = others[np.linspace(0, len(others) - 1, min(SHOWN - len(wrong), len(others))).astype(int)] if len(others) else others
+    decode = Decode()
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in (*wrong, *others):
+        image = decode(dict(zero_shot.source[int(i)]), rng)["image"]
+        samples.append((image, captions[best[i]], float(cosine[i, best[i]]), bool(right[i])))
+    return {"confusion": confusion(scores, labels), "classes": info.classes, "samples": samples}
+
+
+def write_report(workdir: Path, config: Any, step: int, split: str, scalars: Mapping[str, float], shown: Mapping[str, Any]) -> Path:
+    """`workdir/report.html`."""
+    from mmjax.cli import report
+    from mmjax.core import metrics
+
+    lines = metrics.read(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").is_file() else []
+    devices = jax.devices()
+    return report.write(
+        workdir,
+        metrics=lines,
+        config=config_lib.to_dict(config),
+        evaluation={"step": step, "split": split, "hardware": f"{len(devices)} x {devices[0].device_kind}", **scalars},
+        **{"confusion": None, "classes": (), "samples": [], **shown},
+    )

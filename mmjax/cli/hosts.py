@@ -1,0 +1,36 @@
+"""Joining the processes of one run."""
+
+import argparse
+
+import jax
+
+from mmjax.core.errors import UserError
+
+
+def join(args: argparse.Namespace) -> None:
+    """Calls `jax.distributed.initialize` if the command line asks for it; before anything touches a device.
+
+    Raises:
+      UserError: incomplete addresses, or a coordinator nobody answers at.
+    """
+    given = {
+        "coordinator_address": args.coordinator,
+        "num_processes": args.num_processes,
+        "process_id": args.process_id,
+    }
+    if not args.distributed and not any(v is not None for v in given.values()):
+        return
+    given = {k: v for k, v in given.items() if v is not None}
+    if given and len(given) < 3:
+        raise UserError(
+            "several hosts: give --coordinator HOST:PORT, --num_processes N and --process_id I together, or --distributed alone"
+        )
+    try:
+        jax.distributed.initialize(**given)
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"several hosts: cannot join ({str(e).splitlines()[0]}); off Cloud TPU and SLURM give --coordinator too") from e
+
+
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0

@@ -1,0 +1,361 @@
+"""Transforms: `(example, rng) -> example` over dicts of numpy arrays, bytes and text, composed from a config.
+
+An image is bytes until `decode`, then uint8 [H, W, C], then float32 after `normalize`. Every random draw comes from the generator
+that is passed in, which the loader seeds by (seed, position). A transform returns a new dict and leaves its input alone, since
+a source may hand out the same record twice. Transforms are plain dataclasses, so that worker processes can be sent them.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from mmjax.core.errors import UserError, suggest
+from mmjax.data.tokenizer import Tokenizer
+
+Example = Mapping[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
+Number = int | float
+Size = int | Sequence[int]  # one number for a square, or (height, width)
+
+
+def _size(size: Size, name: str = "size") -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
+        raise ValueError(f"{name} is one positive integer or (height, width), got {size!r}")
+    return pair
+
+
+def _to_pil(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:
+    height, width, channels = image.shape
+    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), image.tobytes())
+
+
+def _to_array(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _resized(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 C"]:
+    """Bicubic, antialiased, as Pillow does it: what published image towers were trained and tested with."""
+    if image.shape[:2] == size:
+        return image
+    return _to_array(_to_pil(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Encoded bytes -> uint8 [H, W, channels]; 1 channel is luma (ITU-R 601-2), 3 is RGB."""
+
+    channels: int = 3
+
+    def __post_init__(self):
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        mode = "L" if self.channels == 1 else "RGB"
+        image = Image.open(io.BytesIO(example["image"]), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP"))
+        return {**example, "image": _to_array(image if image.mode == mode else image.convert(mode))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Bicubic, antialiased: to exactly `size` (height, width), or so that the short side is `size` with the aspect kept."""
+
+    size: Size
+    short_side: bool = False
+
+    def __post_init__(self):
+        _size(self.size)
+        if self.short_side and not isinstance(self.size, int):
+            raise ValueError(f"short_side takes one number as size, got {self.size!r}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        target = _size(self.size)
+        if self.short_side:
+            short = min(image.shape[:2])
+            target = tuple(target[0] if side == short else int(target[0] * side / short) for side in image.shape[:2])
+        return {**example, "image": _resized(image, target)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+    """The middle `size` (height, width) of the image."""
+
+    size: Size
+
+    def __post_init__(self):
+        _size(self.size)
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        (h, w), (height, width) = _size(self.size), example["image"].shape[:2]
+        _check_fits((h, w), (height, width), "center_crop")
+        top, left = round((height - h) / 2), round((width - w) / 2)
+        return {**example, "image": example["image"][top : top + h, left : left + w]}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A uniformly placed window of `size` (height, width), after `padding` pixels of `fill` on every side."""
+
+    size: Size
+    padding: int = 0
+    fill: int = 0
+
+    def __post_init__(self):
+        _size(self.size)
+        if self.padding < 0:
+            raise ValueError(f"padding must not be negative, got {self.padding}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        image, p, (h, w) = example["image"], self.padding, _size(self.size)
+        height, width, channels = image.shape
+        _check_fits((h, w), (height + 2 * p, width + 2 * p), "random_crop")
+        if p:
+            padded = np.full((height + 2 * p, width + 2 * p, channels), self.fill, image.dtype)
+            padded[p : p + height, p : p + width] = image
+            image = padded
+        top, left = int(rng.integers(image.shape[0] - h + 1)), int(rng.integers(image.shape[1] - w + 1))
+        return {**example, "image": image[top : top + h, left : left + w]}
+
+
+def _check_fits(window: tuple[int, int], image: tuple[int, int], name: str) -> None:
+    if window[0] > image[0] or window[1] > image[1]:
+        raise UserError(f"{name}: a window of {window} (height, width) does not fit in an image of {tuple(image)}; put a resize before it")
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A window of random area and aspect, resized to `size` (C. Szegedy et al. 2015, "Going deeper with convolutions", section 6).
+
+    `scale` bounds the window's share of the area, `ratio` its width / height (drawn uniformly in the logarithm). If ten draws do
+    not fit, the largest centred window within `ratio` is taken.
+    """
+
+    size: Size
+    scale: Sequence[Number] = (0.08, 1.0)
+    ratio: Sequence[Number] = (3 / 4, 4 / 3)
+
+    def __post_init__(self):
+        _size(self.size)
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is (low, high) with 0 < low <= high, got {(low, high)}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        top, left, h, w = self._window(image.shape[0], image.shape[1], rng)
+        return {**example, "image": _resized(image[top : top + h, left : left + w], _size(self.size))}
+
+    def _window(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        for _ in range(10):
+            area = height * width * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < h <= height and 0 < w <= width:
+                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors left and right with probability `p`."""
+
+    p: Number = 0.5
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, "image": example["image"][:, ::-1]} if rng.random() < self.p else example
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomAffine:
+    """Turns by up to `degrees` either way, moves by up to `shift` of the side either way, and zooms by a factor in `scale`.
+
+    About the image's centre, bilinear; pixels from outside are `fill`.
+    """
+
+    degrees: Number = 0.0
+    shift: Number = 0.0
+    scale: Sequence[Number] = (1.0, 1.0)
+    fill: int = 0
+
+    def __post_init__(self):
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale is (low, high) with 0 < low <= high, got {(low, high)}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        turn, right, down, zoom = rng.random(4).tolist()
+        angle = math.radians(self.degrees * (2 * turn - 1))
+        low, high = self.scale
+        image = affine(
+            example["image"], angle, self.shift * (2 * right - 1), self.shift * (2 * down - 1), low + (high - low) * zoom, self.fill
+        )
+        return {**example, "image": image}
+
+
+def affine(
+    image: UInt8[np.ndarray, "H W C"], angle: float, right: float, down: float, zoom: float, fill: int
+) -> UInt8[np.ndarray, "H W C"]:
+    """Turns by `angle` (radians, anticlockwise), zooms, then moves by `right` and `down` (shares of the width and height)."""
+    height, width, channels = image.shape
+    cx, cy = width / 2, height / 2
+    c, s = math.cos(angle) / zoom, math.sin(angle) / zoom
+    ox, oy = cx + right * width, cy + down * height  # where the centre goes
+    # Pillow asks where an output pixel comes from: undo the move, then the zoom and the turn.
+    inverse = (c, -s, cx - c * ox + s * oy, s, c, cy - s * ox - c * oy)
+    colour = fill if channels == 1 else (fill,) * channels
+    pil = _to_pil(image).transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=colour)
+    return _to_array(pil)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """uint8 0..255 -> float32 `(x / 255 - mean) / std`; `mean` and `std` are numbers or one number a channel."""
+
+    mean: Number | Sequence[Number] = 0.5
+    std: Number | Sequence[Number] = 0.5
+
+    def __post_init__(self):
+        if np.min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        if image.dtype != np.uint8:
+            raise UserError(f"normalize: expected a uint8 image, got {image.dtype}; is it there twice, or before 'decode'?")
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return {**example, "image": (image * np.float32(1 / 255) - mean) / std}
+
+
+@dataclasses.dataclass(frozen=True)
+class PickCaption:
+    """One of `captions` as `caption`: a random one, or number `index` (for evaluation)."""
+
+    index: int | None = None
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        captions = example["captions"]
+        return {**example, "caption": captions[rng.integers(len(captions)) if self.index is None else self.index]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+    """Text `source` -> int32 [length] `target`. `build` fills in the tokenizer."""
+
+    tokenizer: Tokenizer
+    length: int
+    source: str = "caption"
+    target: str = "tokens"
+
+    def __post_init__(self):
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2 (start and end token), got {self.length}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {**example, self.target: self.tokenizer.encode(example[self.source], self.length)[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Only the named keys; what reaches the device."""
+
+    keys: Sequence[str]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {key: example[key] for key in self.keys}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rename:
+    """Renames keys, `{old: new}`."""
+
+    keys: Mapping[str, str]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        return {self.keys.get(key, key): value for key, value in example.items()}
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "decode": Decode,
+    "resize": Resize,
+    "center_crop": CenterCrop,
+    "random_crop": RandomCrop,
+    "random_resized_crop": RandomResizedCrop,
+    "flip": Flip,
+    "random_affine": RandomAffine,
+    "normalize": Normalize,
+    "pick_caption": PickCaption,
+    "tokenize": Tokenize,
+    "keep": Keep,
+    "rename": Rename,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Transforms one after another. A key that is missing is reported by the step that wanted it."""
+
+    names: tuple[str, ...]
+    steps: tuple[Transform, ...]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        for name, step in zip(self.names, self.steps, strict=True):
+            try:
+                example = step(example, rng)
+            except KeyError as e:
+                raise UserError(f"transform {name!r}: the example has no {e}{suggest(str(e.args[0]), example)}") from e
+        return example
+
+
+def build(specs: Sequence[Sequence[Any]], tokenizer: Tokenizer | None = None, where: str = "data.transforms") -> Chain:
+    """The transform that a config describes: `(("decode", {"channels": 1}), ("flip", {}), ...)`.
+
+    Raises:
+      UserError: an unknown name or argument, a missing or wrong argument, or `tokenize` without a tokenizer; `where` names the
+        config key.
+    """
+    steps = [_step(spec, tokenizer, f"{where}[{i}]") for i, spec in enumerate(specs)]
+    return Chain(tuple(spec[0] for spec in specs), tuple(steps))
+
+
+def _step(spec: Any, tokenizer: Tokenizer | None, where: str) -> Transform:
+    well_formed = isinstance(spec, Sequence) and len(spec) == 2 and isinstance(spec[0], str) and isinstance(spec[1], Mapping)
+    if not well_formed or isinstance(spec, str):
+        raise UserError(f'{where}: expected ("name", {{arguments}}), got {spec!r}')
+    name, args = spec[0], dict(spec[1])
+    if name not in TRANSFORMS:
+        raise UserError(f"{where}: unknown transform {name!r}{suggest(name, TRANSFORMS)}")
+    factory = TRANSFORMS[name]
+    fields = {f.name: f for f in dataclasses.fields(factory)}
+    wants_tokenizer = fields.pop("tokenizer", None) is not None
+    if wants_tokenizer and tokenizer is None:
+        raise UserError(f"{where}: {name!r} needs a tokenizer, and the source has none")
+    _check_arguments(args, fields, f"{where}: {name!r}")
+    if wants_tokenizer:
+        args["tokenizer"] = tokenizer
+    try:
+        return factory(**args)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{where}: {name!r}: {e}") from e
+
+
+def _check_arguments(args: dict[str, Any], fields: Mapping[str, dataclasses.Field], where: str) -> None:
+    for key, value in args.items():
+        if key not in fields:
+            raise UserError(f"{where} has no argument {key!r}{suggest(key, fields)}")
+        kind = fields[key].type
+        if kind in (int, Number, str, bool) and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+            raise UserError(f"{where}: {key} is of type {getattr(kind, '__name__', kind)}, got {value!r}")
+    for key, field in fields.items():
+        if key not in args and field.default is dataclasses.MISSING:
+            raise UserError(f"{where} needs the argument {key!r}")

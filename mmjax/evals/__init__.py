@@ -1,0 +1,47 @@
+"""Evaluators over predict functions: `EVALS[type].make(predict, config, mesh, data) -> Callable[[Params], dict[str, float]]`."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from mmjax.core.config import Group
+from mmjax.core.errors import UserError, suggest
+from mmjax.evals import classification, retrieval, zero_shot
+
+# type -> module with `make`, the predict functions it NEEDS and the ARGUMENTS its config group takes.
+EVALS: dict[str, ModuleType] = {
+    "classification": classification,
+    "retrieval": retrieval,
+    "zero_shot": zero_shot,
+}
+
+
+def make(name: str, predict: Mapping[str, Callable], config: Group, mesh: Any, data: Group) -> Callable:
+    """The evaluator of config group `evals.<name>`.
+
+    Args:
+      predict: the task's predict functions.
+      config: the group: `type`, `every`, `split` and the evaluator's own arguments.
+      data: config group `data`: where the source lies.
+
+    Raises:
+      UserError: an unknown type, a key it lacks or does not take, or a predict function the task does not have.
+    """
+    where = f"config.evals.{name}"
+    kind = config.get("type")
+    if kind not in EVALS:
+        raise UserError(f"{where}.type is {kind!r}{suggest(str(kind), EVALS)}")
+    module = EVALS[kind]
+    for needed in module.NEEDS:
+        if needed not in predict:
+            raise UserError(
+                f"{where}: a {kind} evaluation needs the predict function '{needed}', this task has {', '.join(sorted(predict))}"
+            )
+    known = {"type", "every", *module.ARGUMENTS}
+    for key in config:
+        if key not in known:
+            raise UserError(f"{where} has an unknown key '{key}'{suggest(key, known)}")
+    for key in module.ARGUMENTS:
+        if key not in config:
+            raise UserError(f"{where} lacks the key '{key}'; a {kind} evaluation takes {', '.join(module.ARGUMENTS)}")
+    return module.make(predict, config, mesh, data)

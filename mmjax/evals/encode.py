@@ -1,0 +1,53 @@
+"""Runs a predict function over a whole split or a list of texts, in batches spread over the mesh."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, Num
+
+from mmjax.core.sharding import local_rows, put_batch
+from mmjax.core.types import Params
+from mmjax.data.loader import eval_batches
+from mmjax.data.source import Source
+from mmjax.data.transforms import Transform
+
+
+def pad_to_mesh(batch_size: int, mesh: Mesh) -> int:
+    """The smallest multiple of the mesh's batch ways that holds `batch_size`."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // ways) * ways
+
+
+def compile_over(mesh: Mesh, fn: Callable) -> Callable:
+    """jit of `fn(params, x)` whose result every process holds whole."""
+    return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def split(
+    fn: Callable, params: Params, source: Source, transform: Transform, keys: tuple[str, str], batch_size: int, mesh: Mesh
+) -> tuple[Num[np.ndarray, "N *d"], Num[np.ndarray, "N *e"]]:
+    """`fn(params, example[keys[0]])` and `example[keys[1]]` for all N examples of a source, in its order, on every process.
+
+    `fn` comes from `compile_over`; `batch_size` must split over the mesh (`pad_to_mesh`).
+    """
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    found = []
+    for batch in eval_batches(source, transform, batch_size=batch_size, rows=local_rows(batch_size, mesh)):
+        x, target, mask = (put_batch(batch[k], batch_size, mesh) for k in (*keys, "_mask"))
+        out, (target, mask) = np.asarray(fn(params, x)), jax.device_get(whole((target, mask)))
+        found.append((out[mask > 0], target[mask > 0]))
+    out, target = (np.concatenate(x) for x in zip(*found, strict=True))
+    return out, target
+
+
+def texts(fn: Callable, params: Params, tokens: Int[np.ndarray, "N L"], batch_size: int, mesh: Mesh) -> Float[np.ndarray, "N E"]:
+    """Embeddings of N token rows, in padded batches of `batch_size`."""
+    out = []
+    rows = local_rows(batch_size, mesh)
+    for start in range(0, len(tokens), batch_size):
+        chunk = tokens[start : start + batch_size]
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])
+        out.append(np.asarray(fn(params, put_batch(padded[rows], batch_size, mesh)))[: len(chunk)])
+    return np.concatenate(out)

@@ -1,0 +1,78 @@
+"""Zero-shot classification by prompt ensembles (Radford et al. 2021, section 3.1.4).
+
+N images, K classes, T prompts, E embedding.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from mmjax.core.config import Group
+from mmjax.core.errors import UserError
+from mmjax.core.types import Params
+from mmjax.data import transforms
+from mmjax.data.source import open_source, open_tokenizer
+from mmjax.evals import encode
+from mmjax.evals.accuracy import accuracies
+
+NEEDS = ("encode_image", "encode_text")
+ARGUMENTS = ("split", "batch_size", "length", "transforms")
+
+
+def ensemble(prompts: Float[np.ndarray, "K T E"]) -> Float[np.ndarray, "K E"]:
+    """One unit vector a class: normalise every prompt's embedding, average over prompts, normalise again."""
+    unit = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
+    mean = unit.mean(1)
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot:
+    """What the evaluation needs at hand; `images` and `classifier` are also what a report shows."""
+
+    encode_image: Callable
+    encode_text: Callable
+    source: Any
+    transform: Callable
+    prompts: Int[np.ndarray, "P L"]  # class by class, prompt by prompt
+    batch_size: int
+    mesh: Mesh
+
+    def classifier(self, params: Params) -> Float[np.ndarray, "K E"]:
+        """The class vectors of the ensembled prompts."""
+        embedded = encode.texts(self.encode_text, params, self.prompts, self.batch_size, self.mesh)
+        return ensemble(embedded.reshape(len(self.source.info.classes), -1, embedded.shape[-1]))
+
+    def images(self, params: Params) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"]]:
+        """Unit-norm embeddings of every image of the split, and the labels."""
+        return encode.split(self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        images, labels = self.images(params)
+        return accuracies(images @ self.classifier(params).T, labels)
+
+
+def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group) -> ZeroShot:
+    """Config: `split`, `batch_size`, `length` (tokens), `transforms`. Prompts and class names come from the source.
+
+    Raises:
+      UserError: the source has no class names or prompts.
+    """
+    source = open_source(data, config["split"])
+    if not source.info.classes or not source.info.prompts:
+        raise UserError(f"zero_shot: source '{source.info.name}' has no class names or no prompts; it needs both")
+    tokenizer = open_tokenizer(source)
+    filled = [prompt.format(name) for name in source.info.classes for prompt in source.info.prompts]
+    return ZeroShot(
+        encode_image=encode.compile_over(mesh, predict["encode_image"]),
+        encode_text=encode.compile_over(mesh, predict["encode_text"]),
+        source=source,
+        transform=transforms.build(config["transforms"], tokenizer),
+        prompts=tokenizer.encode(filled, config["length"]),
+        batch_size=encode.pad_to_mesh(config["batch_size"], mesh),
+        mesh=mesh,
+    )

@@ -1,0 +1,45 @@
+"""Every config in the tree: builds and has shapes at full size; its small form trains, stops, continues and ends in the same bits."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mmjax.cli.main import main
+from mmjax.cli.program import assemble
+from mmjax.core import config as config_lib
+from mmjax.core import sharding, tree
+from tests.runs import arrays, metric_lines
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
+SMOKE = [p for p in CONFIGS if '"smoke"' in p.read_text()]
+name = lambda p: f"{p.parent.name}/{p.stem}"
+
+PARAMETERS = {"clip/vit_b32": 151_277_313}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_full_size_has_shapes_and_places(path):
+    program = assemble(config_lib.load(str(path)), sharding.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1}, 8))
+    assert tree.count(program.abstract.params) == PARAMETERS.get(name(path), tree.count(program.abstract.params))
+    for axes in tree.flatten(program.task.axes).values():
+        assert all(a is None or a in sharding.RULES for a in axes)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_the_header_says_how_to_run_it(path):
+    head = path.read_text().split('"""')[1]
+    assert re.search(rf"mmjax \w+ --config configs/{name(path)}\.py", head)
+
+
+@pytest.mark.parametrize("path", SMOKE, ids=name)
+def test_smoke_stops_and_continues_to_the_same_bits(path, tmp_path):
+    command = ["train", "--config", f"{path}:smoke", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
+    assert main([*command, "--workdir", str(tmp_path / "straight")]) == 0
+    stopped = tmp_path / "stopped"
+    assert main([*command, "--workdir", str(stopped)]) == 0
+    checkpoints = stopped / "checkpoints"
+    (checkpoints / "4").rename(stopped / "4.taken_away")  # as if killed after step 2 was saved
+    assert main(["train", "--workdir", str(stopped)]) == 0
+    assert arrays(stopped) == arrays(tmp_path / "straight")
+    assert metric_lines(stopped) == metric_lines(tmp_path / "straight")
