@@ -21,6 +21,8 @@ setup(
         "chex>=0.1.90,<0.2",
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
+        "fsspec>=2024.6",
+        "ftfy>=6.1,<7",  # cleans text as OpenAI's CLIP does; pure Python
         "grain>=0.2.18,<0.3",
         "importlib-resources>=5",  # tensorflow-datasets imports it and counts on etils, which dropped it
         "jax>=0.10,<0.13",
@@ -32,6 +34,7 @@ setup(
         "orbax-checkpoint>=0.11.30,<0.13",
         "Pillow>=10",
         "scikit-learn>=1.5,<2",
+        "sentencepiece>=0.2,<0.3",
         "tensorflow-datasets>=4.9.8,<5",
         "tokenizers>=0.21,<1",
         "tqdm>=4.66,<5",
@@ -39,6 +42,8 @@ setup(
     extras_require={
         "test": ["beartype>=0.19", "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "tensorboardX>=2.6.2,<3"],
         "parity": ["torch==2.13.0", "transformers>=5", "diffusers", "open_clip_torch", "safetensors>=0.4"],
+        "gcs": ["gcsfs>=2024.6"],  # gs://
+        "s3": ["s3fs>=2024.6"],  # s3://
         "tensorboard": ["tensorboardX>=2.6.2,<3"],
         "gpu": ["jax[cuda12]>=0.10,<0.13"],
         "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -75,7 +75,7 @@ def tree_shapes(params: Params) -> dict[str, dict[str, Any]]:
 
 def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     """Confusion matrix, and some images with the prompt each likes best: every mistake first, then others at even distances."""
-    images, labels = zero_shot.images(params)
+    images, labels, places = zero_shot.images(params)
     scores = images @ zero_shot.classifier(params).T
     texts = encode.texts(zero_shot.encode_text, params, zero_shot.prompts, zero_shot.batch_size, zero_shot.mesh)
     info = zero_shot.source.info
@@ -90,7 +90,7 @@ def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     samples = []
     for i in (*wrong, *others):
-        image = decode(dict(zero_shot.source[int(i)]), rng)["image"]
+        image = decode(dict(zero_shot.source[int(places[i])]), rng)["image"]
         samples.append((image, captions[best[i]], float(cosine[i, best[i]]), bool(right[i])))
     return {"confusion": confusion(scores, labels), "classes": info.classes, "samples": samples}
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.version import __version__
@@ -17,6 +18,8 @@ examples:
   mmjax train --config configs/clip/digits.py --dry_run                       compile, print parameters and memory, stop
   mmjax eval --workdir runs/digits --report                                   evaluate, write runs/digits/report.html
   mmjax info --config configs/clip/vit_b32.py --devices 64 mesh.fsdp=8        what a run would hold, on machines not at hand
+  mmjax data show --config configs/clip/digits.py --out sheet.png             look at what a run is trained on
+  mmjax cache --workdir runs/digits --predict encode_image --out caches/digits   store what a model computes, as a source
 """
 
 
@@ -38,6 +41,112 @@ def _span(text: str) -> tuple[int, int]:
     if not 1 <= first <= last:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 1 <= A <= B")
     return first, last
+
+
+DATA = """\
+examples:
+  mmjax data build-index '/sets/laion/{00000..00099}.tar' --out laion.index
+  mmjax data show data.source=shards data.path='/sets/laion/{00000..00099}.tar' --out sheet.png
+  mmjax data curate --queries queries.txt --out kept data.source=shards data.path='/sets/laion/{00000..00099}.tar'
+  mmjax train --config C --workdir W data.subset=kept                  train on what was kept
+"""
+
+CURATE = """\
+A query keeps at most --per_query of the pairs whose text contains it; a pair that any of its queries keeps stays.
+  --form exact         its pairs of the smallest hash of (seed, record), or all of them
+  --form probability   each with probability min(1, per_query / its pairs), as MetaCLIP
+  --match substring    the query anywhere in the text, as CLIP
+  --match words        whole words by MetaCLIP's convention: query and text padded with spaces, spaces around , . ; : ? ! ` in the text
+Writes the folder --out: kept.npy, header.json, report.json, report.txt. Nothing depends on threads or on the order of reading.
+"""
+
+CACHE = """\
+Writes OUT/SPLIT: array_record files of {"value": ..., "index": ...} a record, and meta.json with the model's fingerprint.
+Record i is made from record i of the source. Killed, the same line continues; the set has its name only when it is complete.
+Read it with data.source=cached data.path=OUT, and data.expect_fingerprint=... to be sure of the model.
+
+examples:
+  mmjax cache --workdir runs/digits --predict encode_image --split validation --keep label,captions --out caches/digits
+  mmjax cache --workdir runs/digits --predict encode_text --out caches/digits_text
+"""
+
+
+def _raw(verbs: Any, name: str, epilog: str, **kwargs: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+
+def _source_of(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE.py[:ARG]", help="config whose data group names the source; or name it with data.* keys")
+    parser.add_argument("--split", help="this split instead of the config's")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. data.source=jsonl data.path=pairs.jsonl"
+    )
+
+
+def _data(verbs: Any) -> None:
+    about = "index, curate and look at data"
+    data = _raw(
+        verbs, "data", DATA, help=about, description="Prepare a source and look at it: index tar shards, curate pairs, show examples."
+    )
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    index = _raw(actions, "build-index", DATA, help="index tar shards", description="Find every sample of a set of tar shards, once.")
+    index.add_argument("shards", metavar="SHARDS", help="paths or URLs with {00000..00099}, {a,b} and globs; in quotes")
+    index.add_argument("--out", required=True, metavar="FILE", help="the index, a local file; read with data.index=FILE")
+    index.add_argument("--images_only", action="store_true", help="also index images without a text")
+    index.add_argument("--workers", type=int, metavar="N", help="shards read at once; default 1 for local ones, 16 for objects")
+    index.set_defaults(overrides=[])
+
+    curate = _raw(
+        actions, "curate", CURATE, help="keep pairs by a list of queries", description="Balance image-text pairs as CLIP and MetaCLIP do."
+    )
+    curate.add_argument("--queries", required=True, metavar="FILE", help="one a line, or a JSON list")
+    curate.add_argument("--out", required=True, metavar="DIR", help="the kept index, a new folder; read with data.subset=DIR")
+    curate.add_argument("--per_query", type=int, default=20_000, metavar="T", help="most pairs a query brings in; default 20000")
+    curate.add_argument("--form", default="exact", metavar="FORM", help="exact (default) or probability")
+    curate.add_argument("--match", default="substring", metavar="HOW", help="substring (default) or words")
+    curate.add_argument("--ignore_case", action="store_true", help="compare texts and queries case-folded")
+    curate.add_argument("--seed", type=int, default=0)
+    curate.add_argument("--text", default="", metavar="KEY", help="key of a record's text; default the first there of caption(s), text(s)")
+    curate.add_argument("--id", default="", metavar="KEY", help="key that identifies a record, so that the order of shards is immaterial")
+    curate.add_argument("--dedup", default="none", metavar="HASH", help="drop repeated images first: none (default), phash or dhash")
+    curate.add_argument("--distance", type=int, default=0, metavar="BITS", help="bits in which hashes of one image may differ, 0 to 7")
+    curate.add_argument("--overwrite", action="store_true", help="replace a kept index that is there")
+    _source_of(curate)
+
+    show = _raw(
+        actions, "show", DATA, help="a contact sheet of a source", description="Draw the first examples of a run, stored and transformed."
+    )
+    show.add_argument("--out", required=True, metavar="FILE.png")
+    show.add_argument("--count", type=int, default=32, metavar="N", help="examples; default 32")
+    show.add_argument("--raw", action="store_true", help="only as stored, without data.transforms")
+    _source_of(show)
+
+
+def _cache(verbs: Any) -> None:
+    cache = _raw(
+        verbs,
+        "cache",
+        CACHE,
+        help="store what a model computes over a source",
+        description="Run a predict function of a trained run over a source and store the results as a source.",
+    )
+    cache.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
+    cache.add_argument("--predict", required=True, metavar="NAME", help="encode_image, encode_text, logits, ...: what the run's task has")
+    cache.add_argument("--out", required=True, metavar="DIR", help="the set becomes DIR/SPLIT")
+    cache.add_argument("--source", metavar="NAME", help="this source instead of the run's; more with data.* keys")
+    cache.add_argument("--split", help="this split instead of the run's training split")
+    cache.add_argument("--keep", default="", metavar="KEYS", help="keys of the records to store beside the value, e.g. label,captions")
+    cache.add_argument("--input", metavar="KEY", help="what the function is given; default by its signature: image or tokens")
+    cache.add_argument(
+        "--transforms", metavar="WHOSE", help="an evaluation's name, or train; default the first evaluation's, for tokens the first caption"
+    )
+    cache.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    cache.add_argument("--shard_size", type=int, metavar="N", help="records a file; default about 64 MiB of them")
+    cache.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. data.dir=/sets batch_size=512 mesh.data=1"
+    )
+    _distributed(cache)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,6 +195,8 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("--devices", type=int, default=1, metavar="N", help="plan for so many devices; default 1")
     info.add_argument("--json", action="store_true", help="machine-readable")
     info.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
+    _data(verbs)
+    _cache(verbs)
     return top
 
 

@@ -3,11 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from mmjax import evals
 from mmjax.cli import hosts, info
+from mmjax.cli.feed import Feed, open_data
 from mmjax.cli.program import Program, assemble
 from mmjax.core import checkpoint_read, flops, loop, tree
 from mmjax.core import config as config_lib
@@ -28,11 +28,8 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.core.init_from import match_params
 from mmjax.core.metrics import MetricsWriter, memory_in_use
 from mmjax.core.progress import Progress
-from mmjax.core.sharding import local_rows, put_batch
 from mmjax.core.state import TrainState
 from mmjax.core.types import Params
-from mmjax.data import loader, transforms
-from mmjax.data.source import open_source, open_tokenizer
 
 
 def main(args: argparse.Namespace) -> int:
@@ -94,38 +91,6 @@ def dry_run(program: Program) -> str:
             f"({memory.temp_size_in_bytes / 2**20:,.1f} MiB of it activations and workspace)"
         )
     return text
-
-
-def open_data(program: Program) -> Callable[[int], Iterator[Any]]:
-    """cursor -> batches on the devices. The source is opened and its first batch held against the task's batch_spec at once."""
-    c, mesh = program.config, program.mesh
-    source = open_source(c.data, c.data.split)
-    transform = transforms.build(c.data.transforms, open_tokenizer(source))
-    rows = local_rows(c.batch_size, mesh)
-    make = functools.partial(loader.batches, source, transform, batch_size=c.batch_size, seed=c.seed, rows=rows)
-    with contextlib.closing(make(start=0, threads=0, prefetch=1)) as probe:
-        loader.check(next(iter(probe)), program.task.batch_spec, source.info.name)
-
-    def put(batch: Mapping[str, Any]) -> Any:
-        check_limits(batch, program.task.limits, source.info.name)
-        return put_batch(batch, c.batch_size, mesh)
-
-    def batches(cursor: int) -> Iterator[Any]:
-        made = make(start=cursor, workers=c.data.workers, threads=c.data.threads, prefetch=c.data.prefetch)
-        return loop.prefetch(iter(made), put)
-
-    return batches
-
-
-def check_limits(batch: Mapping[str, Any], limits: Mapping[str, int], source: str) -> None:
-    """Raises `UserError` if integers of a batch are outside [0, limit): a device would read past its table without a word."""
-    for key, limit in limits.items():
-        low, high = int(batch[key].min()), int(batch[key].max())
-        if low < 0 or high >= limit:
-            raise UserError(
-                f"source '{source}': '{key}' holds {low if low < 0 else high}, the model takes 0 to {limit - 1}; "
-                "make the model's vocabulary (or classes) as large as the source's"
-            )
 
 
 def slim(program: Program, s: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -209,13 +174,15 @@ def make_rates(program: Program) -> Callable[[int, float, float], dict[str, floa
     return rates
 
 
-def recorders(program: Program, writer: MetricsWriter, checkpoints: Checkpoints) -> tuple[Callable, Callable]:
+def recorders(program: Program, writer: MetricsWriter, checkpoints: Checkpoints, feed: Feed) -> tuple[Callable, Callable]:
     """(log, save) of the loop. A checkpoint carries the evaluations of its own step, which is what `checkpoint.best` compares."""
     measured: dict[str, float] = {}
     measured_at = -1
 
     def log(step: int, scalars: Mapping[str, Any]) -> None:
         nonlocal measured, measured_at
+        if "loss" in scalars:  # a line of training, not of evaluations
+            scalars = {**scalars, **feed.bad(step)}
         results = {k: v for k, v in scalars.items() if "/" in k}
         measured = {**(measured if step == measured_at else {}), **results}
         measured_at = step
@@ -249,7 +216,8 @@ def run(program: Program, workdir: Path, *, command: str, profile: tuple[int, in
         if first:
             config_lib.save(c, workdir)
         writer = MetricsWriter(workdir, tensorboard=c.log.tensorboard, resume_step=start, is_writer=first, say=say)
-        log, save = recorders(program, stack.enter_context(contextlib.closing(writer)), checkpoints)
+        log, save = recorders(program, stack.enter_context(contextlib.closing(writer)), checkpoints, batches)
+        batches.say = say if first else None
         say(f"compiling the step for {program.mesh.devices.size} x {program.mesh.devices.flat[0].device_kind}")
         step = program.lower().compile()
         progress.start(start)

@@ -27,7 +27,7 @@ Group = ConfigDict | Mapping[str, Any]  # a group of a config, or a plain dict i
 FORMAT = 1  # of config.json; a reader refuses a newer one
 
 # Keys that may differ between a saved run and the command that continues it: none changes what a step computes.
-MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", "data.workers", "data.threads", "data.prefetch", "data.dir")
+MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", "data.workers", "data.threads", "data.prefetch", "data.dir", "data.max_bad")
 
 
 def base() -> ConfigDict:
@@ -44,8 +44,34 @@ def base() -> ConfigDict:
     c.data = ConfigDict()
     c.data.source = ""  # a key of mmjax.data.SOURCES
     c.data.dir = placeholder(str)  # where prepared sets lie; default $MMJAX_DATA or ~/.cache/mmjax/data
+    c.data.path = placeholder(str)  # the set: a folder (tfds), files by glob or braces, "{00000..00099}.tar" (the others); below dir
     c.data.split = "train"
+    c.data.subset = placeholder(str)  # a kept index of `mmjax data curate`; of split `data.split` only its records are read
+    c.data.expect_fingerprint = placeholder(str)  # cached: of the model that must have made the set
+    # key of a record -> what of the set fills it, "/" into nested ones: {"image": "image", "captions": "captions/text"}
+    c.data.features = ConfigDict()
+    c.data.features.unlock()
+    c.data.index = placeholder(str)  # shards: file of the index; default below dir's default, built on first use
+    c.data.images = placeholder(str)  # jsonl, documents: folder (documents: or tar shards) of the images; default: beside the jsonl
+    c.data.absolute = False  # jsonl: allow absolute paths and URLs as images
+    c.data.classes = placeholder(str)  # tfds, jsonl: file of class names, one a line in the order of the labels
+    c.data.prompts = ()  # tfds, jsonl: zero-shot templates with {} for the class name
+    c.data.fps = placeholder(float)  # video: frames a second of the sequences; default: as stored
+    c.data.stored_fps = placeholder(float)  # video: frames a second that folders and tars of frames were written at
+    c.data.frames = placeholder(int)  # video: frames a sequence at most
+    # A tokenizer of any form that data/tokenizer.py reads, file or folder; default: the one stored beside the set.
+    c.data.tokenizer = placeholder(str)
     c.data.transforms = ()  # (("name", {arguments}), ...), names in mmjax.data.transforms.TRANSFORMS
+    c.data.window = 16  # shards of a large source that are shuffled together; 0 = all of it at once
+    # ((weight, {keys of data that differ}), ...): several sources in one stream, each with its exact share and its own epochs.
+    c.data.mixture = ()
+    # name -> {keys of data that differ}: one stream for each part of a task's nested batch.
+    c.data.streams = ConfigDict()
+    c.data.streams.unlock()
+    # A record that cannot be used is replaced and counted; in training so is an image beyond these limits.
+    c.data.max_aspect = placeholder(float)  # its longer side over its shorter one
+    c.data.min_side = placeholder(int)  # pixels of its shorter side
+    c.data.max_bad = 0.1  # the most of the last 1,000 records that may be bad before the run stops
     c.data.workers = 0  # loader processes; 0 = threads of this process. The batches are the same for any number
     c.data.threads = 2  # loader threads in a process
     c.data.prefetch = 4  # batches made ahead of the step

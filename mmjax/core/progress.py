@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_BAR = "{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}"
+_BAR = "{percentage:3.0f}%|{bar}| {unit} {n_fmt}/{total_fmt}{postfix}"
 
 
 class Progress:
@@ -27,11 +27,15 @@ class Progress:
         enabled: bool = True,
         every_seconds: float | int = 30,
         stream: Any = None,
+        unit: str = "step",
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Args: total: steps in the whole run. batch_size: examples a step. stream: a text file, default stderr. clock: seconds."""
+        """Args: total: steps in the whole run. batch_size: examples a step.
+
+        stream: a text file, default stderr. unit: what a step is called. clock: seconds.
+        """
         self._total, self._batch_size, self._enabled = total, batch_size, enabled
-        self._every, self._stream, self._clock = every_seconds, stream or sys.stderr, clock
+        self._every, self._stream, self._clock, self._unit = every_seconds, stream or sys.stderr, clock, unit
         self._bar: tqdm | None = None
         self._step = self._printed = 0
         self._loss: float | None = None
@@ -43,7 +47,8 @@ class Progress:
         self._step = self._printed = initial
         self._line_at = self._clock()
         if self._enabled and self._stream.isatty():
-            self._bar = tqdm(total=self._total, initial=initial, file=self._stream, bar_format=_BAR, dynamic_ncols=True, mininterval=0.2)
+            options = {"bar_format": _BAR, "unit": self._unit, "dynamic_ncols": True, "mininterval": 0.2}
+            self._bar = tqdm(total=self._total, initial=initial, file=self._stream, **options)
 
     def update(self, step: int, loss: float | int | None = None) -> None:
         """After every step. `loss` may come late, with the number of a step that is past; None keeps the one before."""
@@ -86,5 +91,5 @@ class Progress:
 
     def _line(self) -> None:
         numbers = self._numbers()
-        self.say(f"step {self._step}/{self._total}{', ' if numbers else ''}{numbers}")
+        self.say(f"{self._unit} {self._step}/{self._total}{', ' if numbers else ''}{numbers}")
         self._line_at, self._printed = self._clock(), self._step

@@ -2,24 +2,22 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
-from mmjax.data import tokenizer
+from mmjax.data import files, tokenizer
+from mmjax.data.bad import BadSample
 from mmjax.data.tokenizer import Tokenizer
-
-_IN_MEMORY = 64 << 20  # a split of fewer bytes on disk is read once and kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +29,9 @@ class Info:
       prompts: zero-shot templates with `{}` for the class word, none of them used by a training caption.
       tokenizer: the tokenizer.json trained at preparation, if there is one.
       features: key of a record -> what it holds, in words.
+      groups: how many records each of the source's consecutive shards holds, if reading them together is cheaper; see order.Order.
+      fingerprint: a few hex digits that change when the set does (its names, sizes, counts and, where that is cheap, its content),
+        and stay when it is copied to another place. Empty if the source cannot tell.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Info:
     prompts: tuple[str, ...]
     tokenizer: Path | None
     features: Mapping[str, str]
+    groups: tuple[int, ...] = ()
+    fingerprint: str = ""
 
 
 @runtime_checkable
@@ -57,32 +60,160 @@ class Source(Protocol):
 
 
 def open_source(config: Any, split: str) -> Source:
-    """Opens `config.source` (a key of `SOURCES`), prepared under `config.dir`, which None leaves to $MMJAX_DATA or ~/.cache.
+    """Opens `config.source` (a key of `SOURCES`); what else of the config group `data` it reads, its module says.
 
     Raises:
-      UserError: an unknown source or split, a data folder that is missing or cannot be written, or a damaged set.
+      UserError: an unknown source or split, a folder or file that is missing or cannot be used, or a damaged set.
     """
     if config.source not in SOURCES:
         raise UserError(f"data.source: unknown source {config.source!r}{suggest(config.source, SOURCES)}")
-    return SOURCES[config.source](config.dir, split)
+    source, kept = SOURCES[config.source](config, split), option(config, "subset")
+    if not kept or split != option(config, "split"):  # a kept index belongs to one split; evaluations read others
+        return source
+    from mmjax.data.subset import subset
+
+    return subset(source, rooted(config, kept))
 
 
-def open_tokenizer(source: Source) -> Tokenizer | None:
-    """The tokenizer trained on the source's captions; None if it has none. Raises UserError if it cannot be read."""
-    return None if source.info.tokenizer is None else tokenizer.load(source.info.tokenizer)
+def open_tokenizer(source: Source, path: str | None = None) -> Tokenizer | None:
+    """The tokenizer at `path` (`data.tokenizer`), else the one stored beside the set; None if it has none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = path or source.info.tokenizer
+    return None if path is None else tokenizer.load(path)
 
 
-def digits_captions(directory: str | None, split: str) -> Source:
+# Each imports its module when it is called: TFDS and Pillow are not for everyone.
+def digits_captions(config: Any, split: str) -> Source:
     """Scanned digits with captions; see `digits_captions.py`. Prepared on first use."""
+    from mmjax.data.tfds_sets import Prepared
+
     module = importlib.import_module("mmjax.data.digits_captions")
     builder = module.DigitsCaptions
-    folder = _prepared(data_dir(directory), Path(builder.name) / str(builder.VERSION), lambda d: _prepare_quietly(module, d))
-    return Prepared(folder, split, builder.name, classes=module.WORDS, prompts=module.HELD_OUT_TEMPLATES)
+    folder = _prepared(data_dir(config.dir), Path(builder.name) / str(builder.VERSION), lambda d: _prepare_quietly(module, d))
+    made = {"name": builder.name, "classes": module.WORDS, "prompts": module.HELD_OUT_TEMPLATES, "own_tokenizer": True}
+    return Prepared(str(folder), split, None, **made)
 
 
-SOURCES: dict[str, Callable[[str | None, str], Source]] = {
+def tfds(config: Any, split: str) -> Source:
+    from mmjax.data import tfds_sets
+
+    return tfds_sets.open_tfds(config, split)
+
+
+def shards(config: Any, split: str) -> Source:
+    from mmjax.data.shards import open_shards
+
+    return open_shards(config, split)
+
+
+def jsonl(config: Any, split: str) -> Source:
+    from mmjax.data.jsonl import open_jsonl
+
+    return open_jsonl(config, split)
+
+
+def documents(config: Any, split: str) -> Source:
+    from mmjax.data.documents import open_documents
+
+    return open_documents(config, split)
+
+
+def video(config: Any, split: str) -> Source:
+    from mmjax.data.video import open_video
+
+    return open_video(config, split)
+
+
+def cached(config: Any, split: str) -> Source:
+    from mmjax.data.store import open_cached
+
+    return open_cached(config, split)
+
+
+SOURCES: dict[str, Callable[[Any, str], Source]] = {
+    "cached": cached,
     "digits_captions": digits_captions,
+    "documents": documents,
+    "jsonl": jsonl,
+    "shards": shards,
+    "tfds": tfds,
+    "video": video,
 }
+
+# --- what the sources share: reading their config, and features out of nested records --------------------------------
+
+
+def option(config: Any, key: str, default: Any = None) -> Any:
+    """A key of a config group that may not be there (a group saved before the key was, or a test's)."""
+    value = config.get(key) if isinstance(config, Mapping | ConfigDict) else getattr(config, key, None)
+    return default if value is None else value
+
+
+def rooted(config: Any, path: str) -> str:
+    """`path`, or below `config.dir` if that is set and `path` is neither absolute nor a URL."""
+    root, path = option(config, "dir"), os.path.expanduser(path)
+    return path if not root or files.is_remote(path) or os.path.isabs(path) else files.join(os.path.expanduser(root), path)
+
+
+def features_of(config: Any, default: Mapping[str, str]) -> dict[str, str]:
+    """`config.features` (key of a record -> where it comes from), or `default` if it is empty. Raises UserError if it is no such map."""
+    given = dict(option(config, "features") or {})
+    for key, value in given.items():
+        if not isinstance(value, str) or not value:
+            raise UserError(f"data.features.{key} is {value!r}, expected the name of a feature, with '/' into nested ones")
+    return given or dict(default)
+
+
+NOTHING = object()
+
+
+def field(value: Any, path: str) -> Any:
+    """The part of nested dicts that `a/b` names, through lists too (then one value an item); `NOTHING` if there is no such part."""
+    if isinstance(value, list):
+        found = [field(item, path) for item in value]
+        return NOTHING if any(f is NOTHING for f in found) else found
+    if not isinstance(value, Mapping):
+        return NOTHING
+    key, _, rest = path.partition("/")
+    if path in value:  # a key may hold a slash itself
+        return value[path]
+    return field(value[key], rest) if rest and key in value else NOTHING
+
+
+def fields_of(value: Mapping[str, Any], features: Mapping[str, str], where: str) -> None:
+    """Raises: UserError if a feature names nothing in `value`; with what is there."""
+    for key, path in features.items():
+        if field(value, path) is NOTHING:
+            raise UserError(f"data.features.{key}: {where} has no {path!r}{suggest(path, paths_of(value))}")
+
+
+def paths_of(value: Any, prefix: str = "") -> list[str]:
+    """Every path into nested dicts that leads to something else."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, Mapping):
+        return [prefix.rstrip("/")] if prefix else []
+    return [path for key, inner in value.items() for path in paths_of(inner, f"{prefix}{key}/")]
+
+
+def texts_of(value: Any) -> tuple[str, ...]:
+    """Captions as a tuple: of one text, of several, or of none (None or nothing there).
+
+    Raises:
+      BadSample: something that is no text.
+    """
+    if value is None or value is NOTHING:
+        return ()
+    out = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (NOTHING,)
+    if not all(isinstance(text, str) for text in out):
+        raise BadSample("bad_text", f"a caption is no text but {type(value).__name__}")
+    return out
+
+
+# --- where prepared sets lie ------------------------------------------------------------------------------------------
 
 
 def data_dir(directory: str | None) -> Path:
@@ -140,76 +271,3 @@ def _prepare_quietly(module: ModuleType, directory: str) -> Path:
             return module.prepare(directory)
     finally:
         tfds.enable_progress_bar()
-
-
-class Prepared:
-    """One split of a set that TFDS prepared as array_record, with its tokenizer.json beside it. Images stay encoded."""
-
-    def __init__(self, folder: Path, split: str, name: str, *, classes: tuple[str, ...] = (), prompts: tuple[str, ...] = ()):
-        """Raises: UserError if the split is unknown or the folder damaged."""
-        import tensorflow_datasets as tfds
-
-        self._folder, self._place = folder, f"{name!r} ({split})"
-        with self._damage():
-            builder = tfds.builder_from_directory(folder)
-            tokenizer.load(folder / "tokenizer.json")
-        if split not in builder.info.splits:
-            raise UserError(f"source {name!r}: unknown split {split!r}{suggest(split, builder.info.splits)}")
-        features = builder.info.features
-        self.info = Info(
-            name, split, classes, prompts, folder / "tokenizer.json", {key: repr(feature) for key, feature in features.items()}
-        )
-        self._convert = {key: _converter(feature) for key, feature in features.items()}
-        encoded = {key: tfds.decode.SkipDecoding() for key, feature in features.items() if isinstance(feature, tfds.features.Image)}
-        with self._damage():
-            self._records = builder.as_data_source(split=split, decoders=encoded)
-            small = builder.info.splits[split].num_bytes < _IN_MEMORY
-            self._kept = [self._record(i) for i in range(len(self._records))] if small else None
-
-    def __reduce__(self):
-        info = self.info
-        return functools.partial(Prepared, classes=info.classes, prompts=info.prompts), (self._folder, info.split, info.name)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self._place} has {len(self)} records, asked for number {i}")
-        if self._kept is not None:
-            return self._kept[i]
-        with self._damage():
-            return self._record(i)
-
-    def _record(self, i: int) -> dict[str, Any]:
-        return {key: self._convert[key](value) for key, value in self._records[i].items()}
-
-    @contextlib.contextmanager
-    def _damage(self):
-        """Whatever fails while reading a set that was written whole is damage; array_record, TFDS and json raise many kinds."""
-        try:
-            yield
-        except Exception as e:
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-            raise UserError(f"source {self._place}: prepared data is damaged ({reason}); delete {str(self._folder)!r} and run again") from e
-
-
-def _converter(feature: Any) -> Callable[[Any], Any]:
-    """From what TFDS reads to what a record holds: text as str (several as a tuple), labels as int32, the rest as it is."""
-    from tensorflow_datasets import features
-
-    if isinstance(feature, features.ClassLabel):
-        return np.int32
-    if isinstance(feature, features.Text):
-        return bytes.decode
-    if isinstance(feature, features.Sequence) and isinstance(feature.feature, features.Text):
-        return _decode_all
-    return _same
-
-
-def _decode_all(texts: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(text.decode() for text in texts)
-
-
-def _same(value: Any) -> Any:
-    return value

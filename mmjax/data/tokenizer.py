@@ -1,10 +1,11 @@
-"""Byte-level BPE with CLIP's conventions (Radford et al. 2021, section 2.4), trained on a set's own captions.
+"""Tokenizers: one interface over every form they are published in (`load`), and a small BPE trained on a set's own captions (`train`).
 
-Text is lower-cased and its whitespace collapsed. Ids are laid out as in CLIP's vocabulary: 256 bytes, the same 256 at the end of
-a word, the merges in the order they were learnt, the start token, the end token. So the end token is the largest id, which is
-how CLIP finds it, and padding is id 0.
+What `train` learns follows CLIP's conventions (Radford et al. 2021, section 2.4). Text is lower-cased and its whitespace collapsed.
+Ids are laid out as in CLIP's vocabulary: 256 bytes, the same 256 at the end of a word, the merges in the order they were learnt,
+the start token, the end token. So the end token is the largest id, which is how CLIP finds it, and padding is id 0.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -14,97 +15,106 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from etils import epath
 from jaxtyping import Int, Int32
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from mmjax.core.errors import UserError
+from mmjax.data import tokenizer_formats as formats
+from mmjax.data.tokenizer_engines import BYTES, END, FORMS, START, WORD_END, Library
+from mmjax.data.tokenizer_formats import CLIP_PIECES, Published
 
-START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-PAD = 0
-_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # contractions, words, single digits, runs of signs
-
-
-def _byte_characters() -> dict[str, int]:
-    """One printable character a byte, in the order of CLIP's vocabulary: printable bytes stand for themselves and come first."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_characters()
+CONVENTIONS = ("openai", "transformers")
+_CACHED = 2048  # characters; a longer text is not worth the memory
 
 
 class Tokenizer:
-    """Text to ids and back. Picklable, safe to share between threads.
+    """Text to ids and back. Deterministic, picklable, safe to share between threads.
 
     Attributes:
-      vocab_size: number of ids; the end token is `vocab_size - 1`.
-      start, end, pad: ids of the start, end and padding tokens.
+      vocab_size: the largest id + 1, which is what an embedding needs.
+      start, end: ids of the start and end tokens; None where the tokenizer has none.
+      pad: id of the padding token. It may be an ordinary token's (CLIP's 0) or the end token's: a mask comes from `end`, not from it.
     """
 
-    def __init__(self, serialized: str, where: str = "tokenizer"):
-        """`serialized` is the content of a tokenizer.json.
-
-        Raises:
-          UserError: it cannot be read or has no start token or no end token with the largest id; `where` names it.
-        """
-        try:
-            self._core = tokenizers.Tokenizer.from_str(serialized)
-        except Exception as e:  # the library raises bare Exception
-            raise UserError(f"{where}: not a tokenizer.json ({e})") from e
-        self._core.no_padding()
-        self._core.no_truncation()
-        # Text that spells out a special token is text: a caption must not be able to end itself.
-        self._core.encode_special_tokens = True
-        self.vocab_size = self._core.get_vocab_size()
-        self.pad = PAD
-        start, end = self._core.token_to_id(START), self._core.token_to_id(END)
-        if start is None or end != self.vocab_size - 1:
-            last = self.vocab_size - 1
-            raise UserError(f"{where}: expected tokens {START} and {END}, the latter with the largest id {last}; got {start}, {end}")
-        self.start, self.end = start, end
+    def __init__(self, published: Published):
+        self._published, self._engine = published, published.engine
+        self.vocab_size = self._engine.size
+        self.start, self.end, self.pad = published.start, published.end, published.pad
         # Captions repeat (templates, many captions an image, every epoch), and a look-up costs a twentieth of an encoding.
         self._cached = functools.lru_cache(maxsize=4096)(self._ids)
 
     def __reduce__(self):
-        return Tokenizer, (self._core.to_str(),)
+        return Tokenizer, (self._published,)
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self._core.encode(text, add_special_tokens=False).ids)
+        return tuple(self._engine.ids(text))
 
-    def encode(self, texts: str | Sequence[str], length: int) -> Int32[np.ndarray, "N L"]:
-        """Start token, text, end token, padding, in `length` ids; a text too long is cut and its last id is the end token."""
-        if length < 2:
-            raise UserError(f"tokenizer: length {length} leaves no room for the start and the end token")
-        texts = [texts] if isinstance(texts, str) else texts
+    def encode(
+        self, texts: str | Sequence[str], length: int, *, start: bool | None = None, end: bool | None = None
+    ) -> Int32[np.ndarray, "N L"]:
+        """Start token, text, end token, padding, in `length` ids. A text too long is cut at its end, and the end token is kept.
+
+        `start` and `end`: whether to add the tokens; None does what the tokenizer's own format does (CLIP and BERT add both, T5 and
+        SigLIP the end token, LLaMA the start token).
+
+        Raises:
+          UserError: a `length` without room for the special tokens, or a special token asked for that the tokenizer has not.
+        """
+        prefix = self._around("start", start, self._published.prefix, self.start)
+        suffix = self._around("end", end, self._published.suffix, self.end)
+        room = length - len(prefix) - len(suffix)
+        if room < 0 or length < 1:
+            raise UserError(
+                f"tokenizer: length {length} leaves no room for its special tokens, {len(prefix)} before and {len(suffix)} after"
+            )
+        texts = [texts] if isinstance(texts, str) else list(texts)
         out = np.full((len(texts), length), self.pad, np.int32)
-        for row, text in zip(out, texts, strict=True):
-            ids = (self.start, *self._cached(text)[: length - 2], self.end)
+        # One text, as in a loader, goes without the library's thread pool: it is no faster, and it must not be used before a fork.
+        for row, text in zip(out, self._engine.batch(texts) if len(texts) > 1 else map(self._one, texts), strict=True):
+            ids = (*prefix, *text[:room], *suffix)
             row[: len(ids)] = ids
         return out
 
+    def _around(self, name: str, wanted: bool | None, usual: tuple[int, ...], token: int | None) -> tuple[int, ...]:
+        if wanted is None or (wanted and usual):
+            return usual
+        if not wanted:
+            return ()
+        if token is None:
+            raise UserError(f"tokenizer: {name}=True, but it has no {name} token")
+        return (token,)
+
+    def _one(self, text: str) -> Sequence[int]:
+        return self._cached(text) if len(text) <= _CACHED else self._ids(text)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of the text alone: no special tokens, no padding, nothing cut."""
+        return list(self._one(text))
+
     def decode(self, ids: Int[np.ndarray, "L"] | Sequence[int]) -> str:
         """The text of one row, up to its end token. What `encode` cleaned away (case, spacing around signs) is gone."""
-        out = bytearray()
-        for i in (int(i) for i in ids):
-            if i == self.end:
-                break
-            if i == self.start:
-                continue
-            token = self._core.id_to_token(i)
-            if token is None:
-                raise UserError(f"tokenizer: id {i} is outside the vocabulary of {self.vocab_size}")
-            out += bytes(_BYTES[c] for c in token.removesuffix(WORD_END))
-            out += b" " if token.endswith(WORD_END) else b""
-        return out.decode("utf-8", errors="replace").strip()
+        ids = [int(i) for i in ids]
+        ids = ids[1:] if ids and ids[0] == self.start else ids  # first, as for some models start and end are one token
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        outside = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+        if outside is not None:
+            raise UserError(f"tokenizer: id {outside} is outside the vocabulary of {self.vocab_size}")
+        return self._engine.decode(ids)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes tokenizer.json, whole or not at all."""
+        """Writes the tokenizer.json of a tokenizer made by `train`, whole or not at all.
+
+        Raises:
+          UserError: a tokenizer read from another form, of which a tokenizer.json would hold a part; its files are to be copied.
+        """
+        if not self._published.ours:
+            raise UserError("tokenizer: only one trained by mmjax is saved as tokenizer.json; of a published one, copy the files")
         path = Path(path)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as f:
-                f.write(json.dumps(json.loads(self._core.to_str()), ensure_ascii=False, indent=1) + "\n")
+                f.write(json.dumps(json.loads(self._engine.core.to_str()), ensure_ascii=False, indent=1) + "\n")
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -112,17 +122,68 @@ class Tokenizer:
             raise
 
 
-def load(path: str | os.PathLike) -> Tokenizer:
-    """Reads a tokenizer.json written by `Tokenizer.save`.
+def load(path: str | os.PathLike, *, pad: int | None = None, parse_special: bool | None = None, convention: str | None = None) -> Tokenizer:
+    """Reads a tokenizer: a file, or a folder with one, in any of these forms.
+
+    - tokenizer.json: written by `Tokenizer.save`, or Hugging Face's; tokenizer_config.json and special_tokens_map.json beside it
+      say which tokens are start, end and padding.
+    - vocab.json + merges.txt: CLIP's as transformers writes it. bpe_simple_vocab_16e6.txt.gz: OpenAI's.
+    - vocab.txt: BERT's WordPiece.
+    - spiece.model, tokenizer.model, *.model: SentencePiece, unigram or BPE. Whether there is a dummy prefix is the file's to say;
+      transformers' `legacy` and text searched for added tokens are not imitated. With `"tokenizer_class": "SiglipTokenizer"` beside
+      it, text is cleaned and padded as SigLIP does.
+
+    A folder that holds several is read in this order. `gs://` and such paths work as local ones do.
+
+    Args:
+      pad: the padding id, where it is not to be the form's own. CLIP: OpenAI and open_clip pad with 0, transformers with the end
+        token; SigLIP's is 1.
+      parse_special: whether text that spells out a special token becomes that token. None: as the form's reference does, which is yes
+        for all but SentencePiece models (which never do) and for our own.
+      convention: for CLIP's two forms, whose cleaning and padding: "openai" (ftfy, HTML entities, whitespace, lower case; 0) or
+        "transformers" (NFC, whitespace, lower case; end token). None: the one that publishes the form.
 
     Raises:
-      UserError: no such file, or not such a tokenizer.
+      UserError: no such file, a form that is not known, or a damaged file.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"tokenizer {str(path)!r} cannot be read: {e}") from e
-    return Tokenizer(text, where=f"tokenizer {str(path)!r}")
+    if convention not in (None, *CONVENTIONS):
+        raise UserError(f"tokenizer: convention is {convention!r}, expected one of {', '.join(CONVENTIONS)}")
+    published = _read(epath.Path(path), parse_special, convention)
+    if pad is not None:
+        if not 0 <= pad < published.engine.size:
+            raise UserError(f"tokenizer {str(path)!r}: pad {pad} is outside the vocabulary of {published.engine.size}")
+        published = dataclasses.replace(published, pad=pad)
+    return Tokenizer(published)
+
+
+def _read(path: epath.Path, parse: bool | None, convention: str | None) -> Published:
+    if path.is_dir():
+        return _read_folder(path, parse, convention)
+    name = path.name
+    head = formats.read(path)[:64]
+    if name in ("vocab.json", "merges.txt"):
+        return formats.clip_pair(path.parent, convention, parse)
+    if head.startswith(b"\x1f\x8b") or name.startswith("bpe_simple_vocab"):
+        return formats.clip_merges(path, convention, parse)
+    if name.endswith(".json") or head.lstrip().startswith(b"{"):
+        return formats.tokenizer_json(path, parse)
+    if name.endswith((".model", ".spm")):
+        return formats.sentencepiece(path)
+    if name.endswith(".txt"):
+        return formats.bert(path, parse)
+    raise UserError(f"tokenizer {str(path)!r}: not a form known by its name; expected {FORMS}")
+
+
+def _read_folder(folder: epath.Path, parse: bool | None, convention: str | None) -> Published:
+    names = sorted(p.name for p in folder.iterdir())
+    readable = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "bpe_simple_vocab_16e6.txt.gz")
+    # CLIP's merges under a convention of its own are not what a tokenizer.json beside them holds.
+    order = ("vocab.json", *readable) if convention and "merges.txt" in names else readable
+    first = next((name for name in order if name in names), None)
+    models = [name for name in names if name.endswith(".model")]
+    if first is None and len(models) != 1:
+        raise UserError(f"tokenizer: folder {str(folder)!r} holds none; expected {FORMS}")
+    return _read(folder / (first or models[0]), parse, convention)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -131,21 +192,25 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Raises:
       UserError: `vocab_size` below 514, which bytes and the two special tokens take.
     """
-    single = [*_BYTES, *(c + WORD_END for c in _BYTES)]
+    single = [*BYTES, *(c + WORD_END for c in BYTES)]
     if vocab_size < len(single) + 2:
         raise UserError(f"tokenizer: vocab_size {vocab_size} is too small; bytes and special tokens alone take {len(single) + 2}")
     learner = _assemble({token: i for i, token in enumerate(single)}, [])
     # Ties between pairs go by id, and the library gives ids to word-final characters in an order that changes from run to run:
     # named as special tokens they get their final ids beforehand, and training is deterministic.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 2, special_tokens=single, initial_alphabet=list(_BYTES), end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=vocab_size - 2,
+        special_tokens=single,
+        initial_alphabet=list(BYTES),
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     tokens = [*single, *("".join(pair) for pair in merges), START, END]
     core = _assemble({token: i for i, token in enumerate(tokens)}, merges)
     core.add_special_tokens([START, END])
-    return Tokenizer(core.to_str())
+    return Tokenizer(formats.own(Library(core.to_str(), parse=False)))
 
 
 def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizers.Tokenizer:
@@ -155,7 +220,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> tokenizer
     )
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(CLIP_PIECES), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

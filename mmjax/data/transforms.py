@@ -3,19 +3,22 @@
 An image is bytes until `decode`, then uint8 [H, W, C], then float32 after `normalize`. Every random draw comes from the generator
 that is passed in, which the loader seeds by (seed, position). A transform returns a new dict and leaves its input alone, since
 a source may hand out the same record twice. Transforms are plain dataclasses, so that worker processes can be sent them.
+
+What is wrong with one record alone (no image, an empty caption) raises `BadSample`, what is wrong with the config `UserError`.
 """
 
 import dataclasses
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageEnhance
 
 from mmjax.core.errors import UserError, suggest
+from mmjax.data.bad import BadSample
+from mmjax.data.image import Decode, resampling, resized, to_array, to_pil
 from mmjax.data.tokenizer import Tokenizer
 
 Example = Mapping[str, Any]
@@ -31,48 +34,17 @@ def _size(size: Size, name: str = "size") -> tuple[int, int]:
     return pair
 
 
-def _to_pil(image: UInt8[np.ndarray, "H W C"]) -> Image.Image:
-    height, width, channels = image.shape
-    return Image.frombytes("L" if channels == 1 else "RGB", (width, height), image.tobytes())
-
-
-def _to_array(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def _resized(image: UInt8[np.ndarray, "H W C"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 C"]:
-    """Bicubic, antialiased, as Pillow does it: what published image towers were trained and tested with."""
-    if image.shape[:2] == size:
-        return image
-    return _to_array(_to_pil(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-
-
-@dataclasses.dataclass(frozen=True)
-class Decode:
-    """Encoded bytes -> uint8 [H, W, channels]; 1 channel is luma (ITU-R 601-2), 3 is RGB."""
-
-    channels: int = 3
-
-    def __post_init__(self):
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
-
-    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        mode = "L" if self.channels == 1 else "RGB"
-        image = Image.open(io.BytesIO(example["image"]), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP"))
-        return {**example, "image": _to_array(image if image.mode == mode else image.convert(mode))}
-
-
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Bicubic, antialiased: to exactly `size` (height, width), or so that the short side is `size` with the aspect kept."""
+    """To exactly `size` (height, width), or so that the short side is `size` with the aspect kept; `method` is one of METHODS."""
 
     size: Size
     short_side: bool = False
+    method: str = "bicubic"
 
     def __post_init__(self):
         _size(self.size)
+        resampling(self.method)
         if self.short_side and not isinstance(self.size, int):
             raise ValueError(f"short_side takes one number as size, got {self.size!r}")
 
@@ -82,7 +54,29 @@ class Resize:
         if self.short_side:
             short = min(image.shape[:2])
             target = tuple(target[0] if side == short else int(target[0] * side / short) for side in image.shape[:2])
-        return {**example, "image": _resized(image, target)}
+        return {**example, "image": resized(image, target, self.method)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PadToSquare:
+    """Pixels of `fill` on the two short sides, one more on the far side where their number is odd."""
+
+    fill: int | Sequence[int] = 0
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        image = example["image"]
+        height, width, channels = image.shape
+        side = max(height, width)
+        if height == width:
+            return example
+        fill = np.asarray(self.fill)
+        if fill.ndim and fill.shape != (channels,):
+            raise UserError(f"pad_to_square: fill is one number or {channels}, one a channel; got {self.fill!r}")
+        out = np.empty((side, side, channels), np.uint8)
+        out[:] = fill
+        top, left = (side - height) // 2, (side - width) // 2
+        out[top : top + height, left : left + width] = image
+        return {**example, "image": out}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +122,9 @@ class RandomCrop:
 
 def _check_fits(window: tuple[int, int], image: tuple[int, int], name: str) -> None:
     if window[0] > image[0] or window[1] > image[1]:
-        raise UserError(f"{name}: a window of {window} (height, width) does not fit in an image of {tuple(image)}; put a resize before it")
+        raise BadSample(
+            "small", f"{name}: a window of {window} (height, width) does not fit in an image of {tuple(image)}; put a resize before it"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +138,11 @@ class RandomResizedCrop:
     size: Size
     scale: Sequence[Number] = (0.08, 1.0)
     ratio: Sequence[Number] = (3 / 4, 4 / 3)
+    method: str = "bicubic"
 
     def __post_init__(self):
         _size(self.size)
+        resampling(self.method)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if not 0 < low <= high:
                 raise ValueError(f"{name} is (low, high) with 0 < low <= high, got {(low, high)}")
@@ -152,7 +150,7 @@ class RandomResizedCrop:
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         image = example["image"]
         top, left, h, w = self._window(image.shape[0], image.shape[1], rng)
-        return {**example, "image": _resized(image[top : top + h, left : left + w], _size(self.size))}
+        return {**example, "image": resized(image[top : top + h, left : left + w], _size(self.size), self.method)}
 
     def _window(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         for _ in range(10):
@@ -173,7 +171,61 @@ class Flip:
     p: Number = 0.5
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        return {**example, "image": example["image"][:, ::-1]} if rng.random() < self.p else example
+        if rng.random() >= self.p:
+            return example
+        image = example["image"]
+        out = np.empty(image.shape, image.dtype)
+        for c in range(image.shape[-1]):  # a channel at a time: five times as fast as one copy of the mirrored view
+            out[..., c] = image[:, ::-1, c]
+        return {**example, "image": out}
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter:
+    """Changes brightness, contrast, saturation and hue, in an order drawn anew for every image.
+
+    Of the first three a number v means a factor uniform in [max(0, 1 - v), 1 + v]: brightness scales the pixels, contrast moves them
+    away from the mean luma (or to it, below 1), saturation from their own luma. `hue` (at most 0.5) turns the hue by a uniform share of the
+    circle in [-hue, hue], in eight-bit HSV. As torchvision's ColorJitter on Pillow images, with draws of its own. A grey image has
+    no saturation and no hue, which then do nothing. The number of draws is always the same.
+    """
+
+    brightness: Number = 0.0
+    contrast: Number = 0.0
+    saturation: Number = 0.0
+    hue: Number = 0.0
+
+    def __post_init__(self):
+        if min(self.brightness, self.contrast, self.saturation, self.hue) < 0 or self.hue > 0.5:
+            raise ValueError(f"brightness, contrast and saturation are at least 0 and hue 0 to 0.5, got {dataclasses.astuple(self)}")
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        order, draws = rng.permutation(4).tolist(), rng.random(4).tolist()
+        image = to_pil(example["image"])
+        for which in order:
+            name, enhance = _JITTER[which]
+            strength = getattr(self, name)
+            if strength:
+                low, high = (-strength, strength) if name == "hue" else (max(0.0, 1.0 - strength), 1.0 + strength)
+                image = enhance(image, low + (high - low) * draws[which])
+        return {**example, "image": to_array(image)}
+
+
+def _turn_hue(image: Image.Image, share: float) -> Image.Image:
+    if image.mode == "L":
+        return image
+    hue, saturation, value = image.convert("HSV").split()
+    turned = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
+    hue = Image.fromarray(turned.astype(np.uint8))
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+_JITTER = (
+    ("brightness", lambda image, factor: ImageEnhance.Brightness(image).enhance(factor)),
+    ("contrast", lambda image, factor: ImageEnhance.Contrast(image).enhance(factor)),
+    ("saturation", lambda image, factor: ImageEnhance.Color(image).enhance(factor)),
+    ("hue", _turn_hue),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,8 +266,8 @@ def affine(
     # Pillow asks where an output pixel comes from: undo the move, then the zoom and the turn.
     inverse = (c, -s, cx - c * ox + s * oy, s, c, cy - s * ox - c * oy)
     colour = fill if channels == 1 else (fill,) * channels
-    pil = _to_pil(image).transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=colour)
-    return _to_array(pil)
+    pil = to_pil(image).transform((width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=colour)
+    return to_array(pil)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,11 +282,21 @@ class Normalize:
             raise ValueError(f"std must be positive, got {self.std}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        image = example["image"]
-        if image.dtype != np.uint8:
-            raise UserError(f"normalize: expected a uint8 image, got {image.dtype}; is it there twice, or before 'decode'?")
-        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
-        return {**example, "image": (image * np.float32(1 / 255) - mean) / std}
+        return {**example, "image": self.batch(example["image"][None])[0]}
+
+    def batch(self, images: UInt8[np.ndarray, "B H W C"] | np.ndarray) -> Float32[np.ndarray, "B H W C"]:
+        """The same of several images at once, into one new array."""
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(f"normalize: expected a uint8 image, got {images.dtype}; is it there twice, or before 'decode'?")
+        count, height, width, channels = images.shape
+        # Row by row, with mean and std repeated along the row: ten times as fast as three channels at a time, and the same bits.
+        mean, std = (np.tile(np.broadcast_to(np.float32(x), channels), width) for x in (self.mean, self.std))
+        out = np.empty((count, height, width * channels), np.float32)
+        for image, to in zip(images, out, strict=True):  # an image at a time stays in the cache
+            np.multiply(image.reshape(height, width * channels), np.float32(1 / 255), out=to)
+            to -= mean
+            to /= std
+        return out.reshape(images.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,24 +307,45 @@ class PickCaption:
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         captions = example["captions"]
+        if not captions:
+            raise BadSample("missing", "no caption")
         return {**example, "caption": captions[rng.integers(len(captions)) if self.index is None else self.index]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """Text `source` -> int32 [length] `target`. `build` fills in the tokenizer."""
+    """Text `source` -> int32 [length] `target`. `build` fills in the tokenizer.
+
+    Raises (when called):
+      BadSample: no text, none but white space (unless `allow_empty`), or bytes that are not UTF-8.
+    """
 
     tokenizer: Tokenizer
     length: int
     source: str = "caption"
     target: str = "tokens"
+    allow_empty: bool = False
 
     def __post_init__(self):
         if self.length < 2:
             raise ValueError(f"length must be at least 2 (start and end token), got {self.length}")
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        return {**example, self.target: self.tokenizer.encode(example[self.source], self.length)[0]}
+        text = _text(example[self.source])
+        if not self.allow_empty and not text.strip():
+            raise BadSample("empty_text", f"{self.source} is {text!r}")
+        return {**example, self.target: self.tokenizer.encode(text, self.length)[0]}
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        raise BadSample("missing", "no text")
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as e:
+        raise BadSample("bad_text", f"not UTF-8 at byte {e.start}") from e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +371,8 @@ class Rename:
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "decode": Decode,
     "resize": Resize,
+    "pad_to_square": PadToSquare,
+    "color_jitter": ColorJitter,
     "center_crop": CenterCrop,
     "random_crop": RandomCrop,
     "random_resized_crop": RandomResizedCrop,
@@ -316,16 +401,48 @@ class Chain:
                 raise UserError(f"transform {name!r}: the example has no {e}{suggest(str(e.args[0]), example)}") from e
         return example
 
+    def deferred(self) -> "tuple[Chain, Normalize | None]":
+        """(this without its normalising, that), where it may as well be done for a whole batch at once: no later step sees the image.
 
-def build(specs: Sequence[Sequence[Any]], tokenizer: Tokenizer | None = None, where: str = "data.transforms") -> Chain:
+        Between the two a batch is a quarter of the size, which is what goes from process to process.
+        """
+        at = [i for i, step in enumerate(self.steps) if isinstance(step, Normalize)]
+        if len(at) != 1 or not all(self._leaves_images(step) for step in self.steps[at[0] + 1 :]):
+            return self, None
+        cut = lambda items: (*items[: at[0]], *items[at[0] + 1 :])
+        return Chain(cut(self.names), cut(self.steps)), self.steps[at[0]]
+
+    def _leaves_images(self, step: Transform) -> bool:
+        tokens = isinstance(step, Tokenize) and step.target != "image"
+        return tokens or isinstance(step, PickCaption) or (isinstance(step, Keep) and "image" in step.keys)
+
+
+def build(
+    specs: Sequence[Sequence[Any]],
+    tokenizer: Tokenizer | None = None,
+    where: str = "data.transforms",
+    limits: Mapping[str, Any] | None = None,
+) -> Chain:
     """The transform that a config describes: `(("decode", {"channels": 1}), ("flip", {}), ...)`.
+
+    `limits` are arguments of `decode` (`max_aspect`, `min_side`) where its own do not name them.
 
     Raises:
       UserError: an unknown name or argument, a missing or wrong argument, or `tokenize` without a tokenizer; `where` names the
         config key.
     """
     steps = [_step(spec, tokenizer, f"{where}[{i}]") for i, spec in enumerate(specs)]
+    given = {k: v for k, v in (limits or {}).items() if v is not None}
+    steps = [_limited(s, given) if isinstance(s, Decode) and given else s for s in steps]
     return Chain(tuple(spec[0] for spec in specs), tuple(steps))
+
+
+def _limited(decode: Decode, limits: Mapping[str, Any]) -> Decode:
+    free = {k: v for k, v in limits.items() if getattr(decode, k) is None}
+    try:
+        return dataclasses.replace(decode, **free)
+    except ValueError as e:
+        raise UserError(f"data: {e}") from e
 
 
 def _step(spec: Any, tokenizer: Tokenizer | None, where: str) -> Transform:

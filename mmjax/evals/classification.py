@@ -23,7 +23,7 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
     logits = encode.compile_over(mesh, predict["logits"])
 
     def evaluate(params: Params) -> dict[str, float]:
-        scores, labels = encode.split(logits, params, source, transform, ("image", "label"), batch_size, mesh)
-        return accuracies(scores, labels)
+        scores, labels, places = encode.split(logits, params, source, transform, ("image", "label"), batch_size, mesh)
+        return {**accuracies(scores, labels), **encode.left_out(source, places)}
 
     return evaluate

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Int64, Num
 
 from mmjax.core.sharding import local_rows, put_batch
 from mmjax.core.types import Params
@@ -27,19 +27,29 @@ def compile_over(mesh: Mesh, fn: Callable) -> Callable:
 
 def split(
     fn: Callable, params: Params, source: Source, transform: Transform, keys: tuple[str, str], batch_size: int, mesh: Mesh
-) -> tuple[Num[np.ndarray, "N *d"], Num[np.ndarray, "N *e"]]:
-    """`fn(params, example[keys[0]])` and `example[keys[1]]` for all N examples of a source, in its order, on every process.
+) -> tuple[Num[np.ndarray, "N *d"], Num[np.ndarray, "N *e"], Int64[np.ndarray, "N"]]:
+    """`fn(params, example[keys[0]])`, `example[keys[1]]` and the record's number, for all N sound records of a source, in its order,
+    on every process. Bad records are left out.
 
     `fn` comes from `compile_over`; `batch_size` must split over the mesh (`pad_to_mesh`).
+
+    Raises:
+      UserError: every record is bad.
     """
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    found = []
+    found, start = [], 0
     for batch in eval_batches(source, transform, batch_size=batch_size, rows=local_rows(batch_size, mesh)):
         x, target, mask = (put_batch(batch[k], batch_size, mesh) for k in (*keys, "_mask"))
         out, (target, mask) = np.asarray(fn(params, x)), jax.device_get(whole((target, mask)))
-        found.append((out[mask > 0], target[mask > 0]))
-    out, target = (np.concatenate(x) for x in zip(*found, strict=True))
-    return out, target
+        found.append((out[mask > 0], target[mask > 0], start + np.flatnonzero(mask)))
+        start += batch_size
+    out, target, places = (np.concatenate(x) for x in zip(*found, strict=True))
+    return out, target, places
+
+
+def left_out(source: Source, places: Int64[np.ndarray, "N"]) -> dict[str, float]:
+    """`bad_samples`, how many of the source's records an evaluation did without; no entry where it used them all."""
+    return {"bad_samples": float(len(source) - len(places))} if len(places) < len(source) else {}
 
 
 def texts(fn: Callable, params: Params, tokens: Int[np.ndarray, "N L"], batch_size: int, mesh: Mesh) -> Float[np.ndarray, "N E"]:

@@ -17,6 +17,7 @@ from mmjax.core.config import Group
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data import transforms
+from mmjax.data.bad import BadSample
 from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import encode
 
@@ -46,11 +47,17 @@ class Retrieval:
     mesh: Mesh
 
     def __call__(self, params: Params) -> dict[str, float]:
-        images, _ = encode.split(self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh)
+        images, _, places = encode.split(
+            self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh
+        )
         texts = encode.texts(self.encode_text, params, self.tokens, self.batch_size, self.mesh)
-        similarity = images @ texts.T
-        out = {f"image_to_text_r{k}": v for k, v in recall(similarity, self.relevant).items()}
-        return {**out, **{f"text_to_image_r{k}": v for k, v in recall(similarity.T, self.relevant.T).items()}}
+        sound = self.relevant[places].any(1)  # an image without captions asks for nothing, nor does a caption without images
+        images, places = images[sound], places[sound]
+        used = self.relevant[places].any(0)
+        similarity, relevant = images @ texts[used].T, self.relevant[places][:, used]
+        out = {f"image_to_text_r{k}": v for k, v in recall(similarity, relevant).items()}
+        out |= {f"text_to_image_r{k}": v for k, v in recall(similarity.T, relevant.T).items()}
+        return {**out, **encode.left_out(self.source, places)}
 
 
 def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group) -> Retrieval:
@@ -66,20 +73,26 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
         raise UserError(f"retrieval: captions is {config['captions']!r}, expected 'own' or 'prompts'")
     if config["captions"] == "prompts" and not (info.classes and info.prompts):
         raise UserError(f"retrieval: source '{info.name}' has no class names or no prompts; use captions='own'")
-    if config["captions"] == "own" and len(source) and "captions" not in source[0]:
-        raise UserError(f"retrieval: examples of source '{info.name}' have no captions, only {', '.join(sorted(source[0]))}")
+    if config["captions"] == "own" and "captions" not in info.features:
+        raise UserError(f"retrieval: examples of source '{info.name}' have no captions, only {', '.join(sorted(info.features))}")
 
-    def captions_of(example: Mapping[str, Any]) -> list[str]:
+    def captions_of(record: int) -> list[str]:
+        try:
+            example = source[record]
+        except BadSample:  # left out of the evaluation
+            return []
         if config["captions"] == "own":
-            return list(example["captions"])
+            return [caption for caption in example["captions"] if caption.strip()]
         return [p.format(info.classes[example["label"]]) for p in info.prompts]
 
-    per_image = [captions_of(source[i]) for i in range(len(source))]
+    per_image = [captions_of(i) for i in range(len(source))]
     gallery = {caption: i for i, caption in enumerate(dict.fromkeys(c for captions in per_image for c in captions))}
     relevant = np.zeros((len(source), len(gallery)), bool)
     for i, captions in enumerate(per_image):
         relevant[i, [gallery[c] for c in captions]] = True
-    tokenizer = open_tokenizer(source)
+    tokenizer = open_tokenizer(source, data.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"retrieval: source '{source.info.name}' has no tokenizer; name one with data.tokenizer")
     return Retrieval(
         encode_image=encode.compile_over(mesh, predict["encode_image"]),
         encode_text=encode.compile_over(mesh, predict["encode_text"]),

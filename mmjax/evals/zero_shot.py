@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError
@@ -47,13 +47,13 @@ class ZeroShot:
         embedded = encode.texts(self.encode_text, params, self.prompts, self.batch_size, self.mesh)
         return ensemble(embedded.reshape(len(self.source.info.classes), -1, embedded.shape[-1]))
 
-    def images(self, params: Params) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"]]:
-        """Unit-norm embeddings of every image of the split, and the labels."""
+    def images(self, params: Params) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
+        """Unit-norm embeddings of every sound image of the split, the labels, and the records' numbers."""
         return encode.split(self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh)
 
     def __call__(self, params: Params) -> dict[str, float]:
-        images, labels = self.images(params)
-        return accuracies(images @ self.classifier(params).T, labels)
+        images, labels, places = self.images(params)
+        return {**accuracies(images @ self.classifier(params).T, labels), **encode.left_out(self.source, places)}
 
 
 def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group) -> ZeroShot:
@@ -65,7 +65,9 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
     source = open_source(data, config["split"])
     if not source.info.classes or not source.info.prompts:
         raise UserError(f"zero_shot: source '{source.info.name}' has no class names or no prompts; it needs both")
-    tokenizer = open_tokenizer(source)
+    tokenizer = open_tokenizer(source, data.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"zero_shot: source '{source.info.name}' has no tokenizer; name one with data.tokenizer")
     filled = [prompt.format(name) for name in source.info.classes for prompt in source.info.prompts]
     return ZeroShot(
         encode_image=encode.compile_over(mesh, predict["encode_image"]),

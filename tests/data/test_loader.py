@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -15,6 +17,8 @@ import pytest
 from mmjax.core.errors import UserError
 from mmjax.data import transforms
 from mmjax.data.loader import batches, check, eval_batches, generator
+from mmjax.data.mixture import ByComponent, Concat, MixtureOrder, shares
+from mmjax.data.order import Order
 from mmjax.data.source import Info
 
 N = 10
@@ -133,6 +137,48 @@ def test_same_batches_for_any_number_of_workers_and_threads(digits):
     assert multiprocessing.active_children() == []
 
 
+class Sharded(Numbers):
+    def __init__(self):
+        super().__init__(600)
+        self.info = dataclasses.replace(self.info, groups=(50, 70, 30, 90, 60, 100, 80, 120))
+
+
+def hashes(source, transform, count, hosts=1, **options):
+    """sha256 of every global batch, put together from what each host reads."""
+    rows = np.arange(48).reshape(hosts, -1)
+    parts = [take(batches(source, transform, batch_size=48, seed=3, rows=r, **options), count) for r in rows]
+    out = []
+    for k in range(count):
+        whole = {key: np.concatenate([part[k][key] for part in parts]) for key in sorted(parts[0][k])}
+        out.append(hashlib.sha256(b"".join(f"{key}{v.dtype}{v.shape}".encode() + v.tobytes() for key, v in whole.items())).hexdigest())
+    return out
+
+
+@pytest.fixture(scope="module", params=["one level", "two levels", "mixture"])
+def streams(request, digits):
+    if request.param == "one level":
+        return (*digits, Order(len(digits[0]), 3))
+    if request.param == "two levels":
+        source = Sharded()
+        return source, draw, Order(600, 3, source.info.groups, 3)
+    both = Concat((Sharded(), Numbers(37)))
+    orders = (Order(600, 1, both.sources[0].info.groups, 3), Order(37, 2))
+    return both, ByComponent((draw, draw)), MixtureOrder(shares([0.8, 0.2]), orders)
+
+
+def test_the_same_batches_whatever_reads_them(streams):
+    """0, 2 and 3 workers; 1, 2 and 4 hosts; after a restart in the middle of an epoch; after the number of hosts changed."""
+    source, transform, order = streams
+    plain = hashes(source, transform, 6, order=order, threads=0)
+    assert len(set(plain)) == 6
+    assert hashes(source, transform, 6, order=order, workers=2) == plain
+    assert hashes(source, transform, 6, order=order, workers=3, threads=1, prefetch=2) == plain
+    assert hashes(source, transform, 6, order=order, hosts=2) == plain
+    assert hashes(source, transform, 6, order=order, hosts=4) == plain
+    for hosts, workers in ((1, 0), (2, 0), (4, 0), (1, 2)):
+        assert hashes(source, transform, 3, order=order, start=3 * 48, hosts=hosts, workers=workers) == plain[3:]
+
+
 def test_threads_read_ahead_of_the_consumer():
     read_by = []
 
@@ -212,7 +258,7 @@ def test_a_killed_run_leaves_no_worker(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(
         "import multiprocessing, sys, time\n"
-        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        f"sys.path[:0] = {[os.path.dirname(__file__), os.getcwd()]!r}\n"
         "from test_loader import Numbers, draw\n"
         "from mmjax.data.loader import batches\n"
         "if __name__ == '__main__':\n"

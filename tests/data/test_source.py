@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmjax.core.errors import UserError
-from mmjax.data import source as source_module
+from mmjax.data import tfds_sets
 from mmjax.data.source import Source, data_dir, open_source, open_tokenizer
 
 
@@ -51,7 +51,7 @@ def test_pickles_as_a_path(train_source):
 
 
 def test_large_sets_are_read_record_by_record(data, train_source, monkeypatch):
-    monkeypatch.setattr(source_module, "_IN_MEMORY", 0)
+    monkeypatch.setattr(tfds_sets, "_IN_MEMORY", 0)
     lazy = open_source(data, "train")
     assert lazy._kept is None
     assert all(lazy[i] == train_source[i] for i in (0, 700, 1296))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from mmjax.core.errors import UserError
 from mmjax.data import transforms as T
+from mmjax.data.bad import BadSample
 
 
 @pytest.fixture
@@ -202,7 +203,222 @@ def test_bad_specs(specs, message):
 def test_bad_examples(rng, words):
     with pytest.raises(UserError, match="'tokenize': the example has no 'caption'; did you mean 'captions'"):
         apply([("tokenize", {"length": 4})], {"captions": ("a",)}, rng, words)
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(BadSample, match="small: .*does not fit"):
         apply([("random_crop", {"size": 9})], {"image": picture(8, 8)}, rng)
     with pytest.raises(UserError, match="has no argument 'tokenizer'"):
         T.build([("tokenize", {"tokenizer": 1, "length": 4})], words)
+
+
+@pytest.mark.parametrize("method", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(7, 5), (13, 90)])
+def test_every_resize_method_is_pillows(rng, method, size):
+    for image in (picture(23, 37), picture(23, 37, 1)):
+        pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        expected = np.asarray(pil.resize(size[::-1], Image.Resampling[method.upper()])).reshape(*size, -1)
+        assert np.array_equal(apply([("resize", {"size": size, "method": method})], {"image": image}, rng)["image"], expected)
+    with pytest.raises(UserError, match="unknown method 'bicubi'; did you mean 'bicubic'"):
+        T.build([("resize", {"size": 4, "method": "bicubi"})])
+
+
+def test_pad_to_square(rng):
+    image = picture(3, 6)
+    out = apply([("pad_to_square", {"fill": (1, 2, 3)})], {"image": image}, rng)["image"]
+    assert out.shape == (6, 6, 3) and np.array_equal(out[1:4], image)
+    assert (out[[0, 4, 5]] == [1, 2, 3]).all()
+    tall = apply([("pad_to_square", {})], {"image": picture(5, 2, 1)}, rng)["image"]
+    assert tall.shape == (5, 5, 1) and np.array_equal(tall[:, 1:3], picture(5, 2, 1)) and not tall[:, [0, 3, 4]].any()
+    assert np.array_equal(apply([("pad_to_square", {})], {"image": picture(4, 4)}, rng)["image"], picture(4, 4))
+    with pytest.raises(UserError, match="fill is one number or 3"):
+        apply([("pad_to_square", {"fill": (1, 2)})], {"image": image}, rng)
+
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+class Fixed(np.random.Generator):
+    """A generator whose permutation and uniform draws are given."""
+
+    def __new__(cls, order, draws):
+        return super().__new__(cls, np.random.PCG64(0))
+
+    def __init__(self, order, draws):
+        super().__init__(np.random.PCG64(0))
+        self.order, self.draws = order, draws
+
+    def permutation(self, n):
+        return np.array(self.order)
+
+    def random(self, n):
+        return np.array(self.draws)
+
+
+def jitter(image, spec, order=(0, 1, 2, 3), draws=(1.0, 1.0, 1.0, 1.0)):
+    return T.ColorJitter(**spec)({"image": image}, Fixed(order, draws))["image"].astype(float)
+
+
+def test_color_jitter_by_formula():
+    image = picture(9, 7)
+    x, luma = image.astype(float), np.round(image @ LUMA)[..., None]
+    mean = np.floor(luma.mean() + 0.5)
+    close = lambda got, expected: np.testing.assert_allclose(got, np.clip(expected, 0, 255), atol=1.01)
+    close(jitter(image, {"brightness": 0.4}), 1.4 * x)
+    close(jitter(image, {"brightness": 0.4}, draws=(0.0,) * 4), 0.6 * x)
+    close(jitter(image, {"brightness": 2}, draws=(0.0,) * 4), 0 * x)  # not below zero
+    close(jitter(image, {"contrast": 0.5}), mean + 1.5 * (x - mean))
+    close(jitter(image, {"saturation": 0.5}, draws=(0.5,) * 4), x)
+    np.testing.assert_allclose(jitter(image, {"saturation": 0.5}, draws=(0.0,) * 4), luma + 0.5 * (x - luma), atol=1.6)
+    # Half a turn of the hue: red to cyan, and greys stay.
+    half = jitter(np.uint8([[[200, 0, 0], [0, 0, 250], [77, 77, 77]]]), {"hue": 0.5}, draws=(0, 0, 0, 1.0))
+    np.testing.assert_allclose(half, [[[0, 200, 200], [250, 250, 0], [77, 77, 77]]], atol=8)
+    third = jitter(np.uint8([[[200, 0, 0]]]), {"hue": 1 / 3}, draws=(0, 0, 0, 1.0))
+    np.testing.assert_allclose(third, [[[0, 200, 0]]], atol=8)
+    assert np.array_equal(jitter(picture(c=1), {"hue": 0.5, "saturation": 1.0}), picture(c=1))
+
+
+def test_color_jitter_order_matters_and_follows_the_generator():
+    image = picture(9, 7)
+    spec = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    assert not np.array_equal(jitter(image, spec, (0, 1, 2, 3)), jitter(image, spec, (3, 2, 1, 0)))
+    # Brightness clips at white first, contrast works on what is left; the other way round differs as the formulas say.
+    bright = np.clip(1.8 * image.astype(float), 0, 255)
+    mean = np.floor(np.round(bright @ LUMA).mean() + 0.5)
+    np.testing.assert_allclose(
+        jitter(image, {"brightness": 0.8, "contrast": 0.8}, (0, 1, 2, 3)), np.clip(mean + 1.8 * (bright - mean), 0, 255), atol=3
+    )
+    draws = [T.ColorJitter(**spec)({"image": image}, np.random.default_rng(s))["image"] for s in (1, 1, 2)]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+    # What comes after does not depend on which of the four are on.
+    a, b = np.random.default_rng(0), np.random.default_rng(0)
+    T.ColorJitter()({"image": image}, a), T.ColorJitter(**spec)({"image": image}, b)
+    assert a.random() == b.random()
+    with pytest.raises(UserError, match="hue 0 to 0.5"):
+        T.build([("color_jitter", {"hue": 0.6})])
+
+
+def saved(pil, kind="PNG", **options):
+    buffer = io.BytesIO()
+    pil.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data, **options):
+    return T.Decode(**options)({"image": data}, np.random.default_rng(0))["image"]
+
+
+def test_decode_of_modes():
+    colour = picture(5, 4)
+    alpha = np.uint8([[0, 255, 128, 255]] * 5)
+    rgba = saved(Image.fromarray(np.dstack([colour, alpha])))
+    assert np.array_equal(decoded(rgba), colour)  # transparency is dropped
+    over = decoded(rgba, background=255).astype(float)
+    a = alpha[..., None] / 255
+    np.testing.assert_allclose(over, colour * a + 255 * (1 - a), atol=1)
+    assert (decoded(rgba, background=7)[:, 0] == 7).all()
+    palette = Image.fromarray(colour).quantize(16)
+    assert np.array_equal(decoded(saved(palette)), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(decoded(saved(palette, transparency=3)), np.asarray(palette.convert("RGB")))
+    cmyk = Image.fromarray(colour).convert("CMYK")
+    assert np.array_equal(
+        decoded(saved(cmyk, "JPEG", quality=100)), np.asarray(Image.open(io.BytesIO(saved(cmyk, "JPEG", quality=100))).convert("RGB"))
+    )
+    bits = Image.fromarray(colour[..., 0] > 100)
+    assert np.array_equal(decoded(saved(bits), channels=1)[..., 0], np.where(colour[..., 0] > 100, 255, 0))
+    grey_alpha = Image.fromarray(np.dstack([colour[..., 0], alpha]), "LA")
+    assert np.array_equal(decoded(saved(grey_alpha), channels=1)[..., 0], colour[..., 0])
+
+
+def test_decode_of_sixteen_bits():
+    wide = np.uint16([[0, 128, 129, 257, 32768, 65407, 65408, 65535]])
+    out = decoded(saved(Image.fromarray(wide)), channels=1)
+    assert out[0, :, 0].tolist() == np.round(wide[0] / 65535 * 255).astype(int).tolist()
+    assert decoded(saved(Image.fromarray(wide))).shape == (1, 8, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_turns_upright(orientation):
+    from PIL import ImageOps
+
+    image = Image.fromarray(np.kron(picture(2, 3), np.ones((16, 16, 1), np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image, "JPEG", quality=95, exif=exif)
+    stored = Image.open(io.BytesIO(data))
+    assert np.array_equal(decoded(data), np.asarray(ImageOps.exif_transpose(stored)))
+    assert np.array_equal(decoded(data, upright=False), np.asarray(stored))
+    if orientation == 6:  # by hand: the stored picture's left column becomes the top row
+        assert np.array_equal(decoded(data)[0], np.asarray(stored)[::-1, 0])
+
+
+def test_bad_images_say_what_they_are(rng, words):
+    good = saved(Image.fromarray(picture(40, 60)))
+    jpeg = saved(Image.fromarray(picture(40, 60)), "JPEG")
+    broken = bytearray(good)
+    broken[len(good) // 2] ^= 255
+    huge = bytearray(saved(Image.new("L", (1, 1))))
+    huge[16:24] = (40_000).to_bytes(4, "big") * 2
+    import struct
+    import zlib
+
+    huge[29:33] = struct.pack(">I", zlib.crc32(bytes(huge[12:29])))
+    cases = (
+        (b"", {}, "empty_file"),
+        (None, {}, "missing"),
+        (b"<html>404</html>", {}, "undecodable"),
+        (good[:30], {}, ("truncated", "undecodable")),
+        (jpeg[: len(jpeg) // 2], {}, "truncated"),
+        (good[: len(good) // 2], {}, "truncated"),
+        (bytes(broken), {}, "undecodable"),
+        (bytes(huge), {}, "bomb"),
+        (saved(Image.fromarray(picture(10, 61))), {"max_aspect": 6}, "aspect"),
+        (saved(Image.fromarray(picture(61, 10))), {"max_aspect": 6.0}, "aspect"),
+        (saved(Image.fromarray(picture(40, 63))), {"min_side": 41}, "small"),
+    )
+    for data, options, kind in cases:
+        with pytest.raises(BadSample) as e:
+            decoded(data, **options)
+        assert e.value.kind in kind, (kind, str(e.value))
+        assert "\n" not in str(e.value) and len(str(e.value)) < 250
+    assert decoded(saved(Image.fromarray(picture(10, 60))), max_aspect=6, min_side=10).shape == (10, 60, 3)
+    for value, kind in (("", "empty_text"), (" \n\t", "empty_text"), (b"caf\xe9", "bad_text"), (None, "missing")):
+        with pytest.raises(BadSample) as e:
+            T.Tokenize(words, 8)({"caption": value}, rng)
+        assert e.value.kind == kind
+    assert T.Tokenize(words, 8, allow_empty=True)({"caption": ""}, rng)["tokens"].shape == (8,)
+    assert np.array_equal(T.Tokenize(words, 8)({"caption": b"a one"}, rng)["tokens"], words.encode("a one", 8)[0])
+    with pytest.raises(BadSample, match="missing: no caption"):
+        T.PickCaption()({"captions": ()}, np.random.default_rng(0))
+
+
+def test_limits_reach_decode():
+    limits = {"max_aspect": 3.0, "min_side": None}
+    assert T.build([("decode", {})], limits=limits).steps[0].max_aspect == 3.0
+    assert T.build([("decode", {"max_aspect": 9})], limits=limits).steps[0].max_aspect == 9
+    with pytest.raises(UserError, match="max_aspect is a ratio of at least 1"):
+        T.build([("decode", {})], limits={"max_aspect": 0.5})
+
+
+def test_normalize_is_the_formula_bit_for_bit(rng):
+    image = picture(7, 5)[:, ::-1]
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    expected = (image * np.float32(1 / 255) - np.float32(mean)) / np.float32(std)
+    assert np.array_equal(T.Normalize(mean, std)({"image": image}, rng)["image"], expected)
+    assert T.Normalize(0.5, 0.5)({"image": picture(c=1)}, rng)["image"].shape == (6, 8, 1)
+
+
+def test_normalising_is_left_for_the_batch_where_nobody_sees_the_difference(words):
+    normalize = ("normalize", {"mean": (0.1, 0.2, 0.3)})
+    for specs, deferrable in (
+        ([("decode", {}), normalize], True),
+        ([("decode", {}), normalize, ("pick_caption", {}), ("tokenize", {"length": 4}), ("keep", {"keys": ("image", "tokens")})], True),
+        ([("decode", {}), normalize, ("keep", {"keys": ("label",)})], False),
+        ([("decode", {}), normalize, ("rename", {"keys": {"image": "x"}})], False),
+        ([("decode", {}), normalize, ("tokenize", {"length": 4, "target": "image"})], False),
+        ([("decode", {})], False),
+    ):
+        chain = T.build(specs, words)
+        rest, step = chain.deferred()
+        assert (step is not None) == deferrable and rest.names == tuple(n for n in chain.names if n != "normalize" or not deferrable)
+    images = np.stack([picture(seed=s) for s in range(3)])
+    whole = T.Normalize((0.1, 0.2, 0.3)).batch(images)
+    for image, out in zip(images, whole, strict=True):
+        assert np.array_equal(T.Normalize((0.1, 0.2, 0.3))({"image": image}, np.random.default_rng(0))["image"], out)
