@@ -40,6 +40,10 @@ find_python() {
   die "no Python 3.11 or newer among: ${candidates[*]}; install one, or name it with PYTHON=/path/to/python3"
 }
 
+# On a CPU, XLA takes the step's workspace afresh from malloc; huge pages spare it tens of thousands of page faults a step.
+# glibc reads this when a process starts, so it cannot be set from Python.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+
 # make_env VENV EXTRAS
 make_env() {
   [ $# -eq 2 ] || die "usage: bash launch/env.sh VENV EXTRAS, for example .venv gpu,tensorboard"

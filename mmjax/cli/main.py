@@ -1,6 +1,7 @@
 """`mmjax VERB`: the command line. A verb's module is imported when it runs, so that --help answers at once."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -218,6 +219,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"mmjax.cli.{args.verb}").main(args)
     except UserError as e:
         print(f"mmjax: error: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        where = f" '{e.filename}'" if e.filename else ""
+        print(
+            f"mmjax: error: cannot write{where}: {e.strerror}; make room or choose another folder; what was saved before is intact",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("mmjax: interrupted; what was saved before is intact", file=sys.stderr)

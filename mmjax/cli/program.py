@@ -85,7 +85,7 @@ def assemble(config: ConfigDict, mesh: sharding.AnyMesh | None = None) -> Progra
     if not roles.trained:
         raise UserError("optim.freeze leaves no parameter to train")
     pick = lambda t: tree.select(t, roles.trained.__contains__)
-    tx, schedule = optim.make(config.optim, pick(params), pick(task.axes), config.steps)
+    tx, schedule = optim.make(config.optim, pick(params), task.axes, config.steps)
     ema = dict(config.ema)
     shapes = jax.eval_shape(lambda: state.init(task, tx, ema, config.seed))
     places = state.shardings(shapes, task, mesh, table, config.sharding.rules)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from mmjax.core.errors import UserError, suggest
@@ -25,6 +25,9 @@ from mmjax.version import __version__
 Group = ConfigDict | Mapping[str, Any]  # a group of a config, or a plain dict in its place
 
 FORMAT = 1  # of config.json; a reader refuses a newer one
+
+# Groups whose keys are another's to name: the optimizer's, the schedule's, the averages'.
+OPEN = ("optim.args", "optim.schedule_args", "ema")
 
 # Keys that may differ between a saved run and the command that continues it: none changes what a step computes.
 MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", "data.workers", "data.threads", "data.prefetch", "data.dir", "data.max_bad")
@@ -199,6 +202,8 @@ def _parse(text: str) -> Any:
 def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """Applies `key.sub=value` strings; values are Python literals, anything else is a string. Returns `config`.
 
+    `none` unsets an optional key (one whose default is None). The groups of `OPEN` take new keys, or a dict as a whole.
+
     Raises:
       UserError: not of that form, a key that is not there (with the closest one that is), or a value of another type.
     """
@@ -214,22 +219,45 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             node, seen = node[parent], f"{seen}{parent}."
         if not isinstance(node, ConfigDict):
             raise UserError(f"override '{item}': '{seen.rstrip('.')}' is a {type(node).__name__}, not a group of keys")
-        if leaf not in node and node.is_locked:
+        if leaf not in node and seen.rstrip(".") not in OPEN:
             raise UserError(f"override '{item}': no config key '{key}'{suggest(leaf, node)}")
-        value = _parse(text)
-        if leaf in node and isinstance(node[leaf], ConfigDict):
-            raise UserError(f"override '{item}': '{key}' is a group; set one of its keys: {', '.join(sorted(node[leaf])) or 'it is empty'}")
-        field = node.get_ref(leaf) if leaf in node else None
-        if field is not None and field.get_type() is str and not isinstance(value, str) and value is not None:
-            value = text  # a string key takes the text as it stands: data.split=2024
-        if field is not None and field.get_type() is bool and not isinstance(value, bool):
-            raise UserError(f"override '{item}': '{key}' takes true or false, got {text!r}")
-        try:
-            node[leaf] = value
-        except TypeError:
-            expected = field.get_type().__name__ if isinstance(field, FieldReference) else "another type"
-            raise UserError(f"override '{item}': '{key}' takes {expected}, got {text!r} ({type(value).__name__})") from None
+        with node.unlocked():
+            _assign(node, leaf, key, text, item)
     return config
+
+
+def _assign(node: ConfigDict, leaf: str, key: str, text: str, item: str) -> None:
+    """One override: `text` as a value of the type the key has."""
+    value = _parse(text)
+    if leaf not in node:
+        node[leaf] = value
+        return
+    if isinstance(node[leaf], ConfigDict):
+        if key not in OPEN or not isinstance(value, dict):
+            raise UserError(f"override '{item}': '{key}' is a group; set one of its keys: {', '.join(sorted(node[leaf])) or 'it is empty'}")
+        node[leaf] = ConfigDict(value)
+        return
+    kind = node.get_ref(leaf).get_type()
+    if value is None and not _optional(key, node[leaf]) and kind is not str:
+        raise UserError(f"override '{item}': '{key}' takes {kind.__name__} and cannot be unset")
+    if kind is str and not (value is None and _optional(key, node[leaf])):
+        value = value if isinstance(value, str) else text  # a string key takes the text as it stands: data.split=2024, remat=none
+    if kind is bool and not isinstance(value, bool):
+        raise UserError(f"override '{item}': '{key}' takes true or false, got {text!r}")
+    try:
+        node[leaf] = value
+    except TypeError:
+        raise UserError(f"override '{item}': '{key}' takes {kind.__name__}, got {text!r} ({type(value).__name__})") from None
+
+
+def _optional(key: str, value: Any) -> bool:
+    """Whether None is a value of the key: it is the default, or, of a key `base` does not know, what stands there."""
+    node: Any = base()
+    for part in key.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            return value is None
+        node = node[part]
+    return node is None
 
 
 def _groups(node: Any) -> list[str]:

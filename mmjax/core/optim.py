@@ -53,7 +53,7 @@ def make(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> 
     Args:
       config: the group; every key is explained in `core.config.base`.
       params: the trained parameters alone, arrays or `ShapeDtypeStruct`.
-      axes: their logical axis names.
+      axes: logical axis names of all parameters, trained or not.
       total_steps: updates in the whole run.
 
     Returns:
@@ -92,10 +92,10 @@ def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
         raise UserError(f"optim.name is {config.name!r}{suggest(config.name, OPTIMIZERS)}")
     if not config.weight_decay >= 0:
         raise UserError(f"optim.weight_decay is {config.weight_decay}, expected a number of at least 0")
-    where = places(shapes, axes)
+    where, known = places(shapes, axes), tuple(tree.flatten(axes))
 
     def factors(rules: Sequence, what: str) -> dict[str, float | np.ndarray]:
-        return {p: per_layer(v, where[p], f"{what}, parameter '{p}'") for p, v in tree.first_match(shapes, rules, what).items()}
+        return {p: per_layer(v, where[p], f"{what}, parameter '{p}'") for p, v in tree.first_match(shapes, rules, what, known).items()}
 
     lr = factors(config.lr_rules, "optim.lr_rules")
     if config.layer_decay is not None:
@@ -106,8 +106,8 @@ def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
     return Plan(
         lr=broadcast(lr),
         weight_decay=broadcast(wd),
-        agc=_flags(shapes, config.agc_rules, "optim.agc_rules") if config.agc is not None else dict.fromkeys(shapes, False),
-        kind=_muon_kinds(config, where) if config.name == "muon" else dict.fromkeys(shapes, config.name),
+        agc=_flags(shapes, config.agc_rules, "optim.agc_rules", known) if config.agc is not None else dict.fromkeys(shapes, False),
+        kind=_muon_kinds(config, where, known) if config.name == "muon" else dict.fromkeys(shapes, config.name),
         depth={path: place.depth for path, place in where.items()},
     )
 
@@ -126,19 +126,19 @@ def _over_leaf(factor: float | np.ndarray, place: Place) -> float | np.ndarray:
     return factor.reshape(np.shape(factor) + (1,) * (len(place.shape) - place.depth))
 
 
-def _flags(paths: Mapping[str, Any], rules: Sequence, what: str) -> dict[str, bool]:
-    flags = tree.first_match(paths, rules, what)
+def _flags(paths: Mapping[str, Any], rules: Sequence, what: str, known: Sequence[str]) -> dict[str, bool]:
+    flags = tree.first_match(paths, rules, what, known)
     for path, flag in flags.items():
         if not isinstance(flag, bool):
             raise UserError(f"{what}: the value for '{path}' is {flag!r}, expected True or False")
     return flags
 
 
-def _muon_kinds(config: ConfigDict, where: Mapping[str, Place]) -> dict[str, str]:
+def _muon_kinds(config: ConfigDict, where: Mapping[str, Place], known: Sequence[str]) -> dict[str, str]:
     """Muon takes matrices: those `muon_rules` name or, without rules, those of the stacks of layers (hidden matrices, not
     embeddings and heads, as its author advises). Whatever is no matrix in one layer is Adam's."""
     if config.muon_rules:
-        takes = _flags(where, config.muon_rules, "optim.muon_rules")
+        takes = _flags(where, config.muon_rules, "optim.muon_rules", known)
     else:
         takes = {path: bool(place.sizes) for path, place in where.items()}
     kinds = {path: "muon" if takes[path] and len(place.shape) - place.depth == 2 else "adam" for path, place in where.items()}

@@ -59,20 +59,26 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(p, path) for p in patterns)
 
 
-def first_match(paths: Iterable[str], rules: Sequence[tuple[str, Any]], what: str) -> dict[str, Any]:
+def first_match(paths: Iterable[str], rules: Sequence[tuple[str, Any]], what: str, among: Iterable[str] = ()) -> dict[str, Any]:
     """Assigns to each path the value of the first rule whose regex matches all of it.
+
+    A rule may also earn its place by deciding a path of `among`: what is frozen today leaves no rule without use.
 
     Raises:
       UserError: a path no rule covers, or a rule that is first for no path; `what` names the rule list.
     """
     paths, used, out = list(paths), set(), {}
-    for path in paths:
+    needed = set(paths)
+    for path in dict.fromkeys((*paths, *among)):
         for i, (pattern, value) in enumerate(rules):
             if re.fullmatch(pattern, path):
                 used.add(i)
-                out[path] = value
+                if path in needed:
+                    out[path] = value
                 break
         else:
+            if path not in needed:
+                continue
             listed = ", ".join(repr(p) for p, _ in rules) or "none"
             raise UserError(f"{what}: no rule covers parameter '{path}' (rules: {listed}); add a last rule ('.*', ...)")
     for i, (pattern, _) in enumerate(rules):

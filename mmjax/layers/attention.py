@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, suggest
 from mmjax.core.sharding import constrain
 from mmjax.layers.dense import Dense, Initializer
 
@@ -34,6 +34,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         b, l, d = x.shape
+        if self.backend not in BACKENDS:
+            raise UserError(f"attention backend is {self.backend!r}{suggest(self.backend, BACKENDS)}")
         if d % self.heads:
             raise UserError(f"model width {d} does not split into {self.heads} heads; set heads to a divisor of the width")
 

@@ -12,7 +12,7 @@ from mmjax.core.config import base
 def get_config(arg=None):
     c = base()
     c.task = arg or "clip"
-    c.model = ConfigDict({"depth": 4, "image": {"width": 8}, "names": ("a", "b")})
+    c.model = ConfigDict({"depth": 4, "image": {"width": 8}, "names": ("a", "b"), "remat": "full"})
     c.optim.args = ConfigDict({"b1": 0.9})
     return c
 """
@@ -31,6 +31,11 @@ def test_arguments_and_overrides_keep_types(path):
     assert c.optim.lr == 1.0 and isinstance(c.optim.lr, float) and c.optim.clip_norm == 0.5
     assert config_lib.load(path, ["data.split=2024"]).data.split == "2024"
     assert config_lib.load(path, ["optim.clip_norm=none"]).optim.clip_norm is None
+    assert config_lib.load(path, ["model.remat=none"]).model.remat == "none"  # a word, where the key is no optional one
+    opened = config_lib.load(path, ["optim.args.eps=1e-6", "ema.slow=0.9", "optim.schedule_args={'end_factor': 0.1}"])
+    assert opened.optim.args.to_dict() == {"b1": 0.9, "eps": 1e-6} and opened.ema.slow == 0.9 and opened.is_locked
+    assert opened.optim.schedule_args.end_factor == 0.1
+    assert len(config_lib.load(path, ["optim.args={}"]).optim.args) == 0
     assert config_lib.load(path, ["optim.freeze=('a.*',)"]).optim.freeze == ("a.*",)
 
 
@@ -46,6 +51,7 @@ def test_arguments_and_overrides_keep_types(path):
         ("steps", "not of the form key=value"),
         ("optim=3", "'optim' is a group; set one of its keys"),
         ("steps.a=3", "'steps' is a int, not a group|no config group 'steps'"),
+        ("steps=none", "'steps' takes int and cannot be unset"),
         ("model.depht=3", r"no config key 'model.depht'; did you mean 'depth'\?"),
     ],
 )

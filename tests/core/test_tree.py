@@ -22,6 +22,13 @@ def test_first_match_takes_the_first_rule():
     assert tree.first_match(["k/bias", "k/w"], ((".*bias", 0), (".*", 1)), "rules") == {"k/bias": 0, "k/w": 1}
 
 
+def test_a_rule_may_decide_a_path_outside_and_such_a_path_needs_no_rule():
+    rules = ((".*bias", 0), ("k/.*", 1))
+    assert tree.first_match(["k/w"], rules, "rules", among=["k/bias", "other"]) == {"k/w": 1}
+    with pytest.raises(UserError, match="rule 0"):
+        tree.first_match(["k/w"], rules, "rules", among=["other"])
+
+
 @pytest.mark.parametrize(
     "rules, message",
     [

@@ -1,0 +1,44 @@
+"""LayerNorm against float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.layers import LayerNorm
+
+
+def reference(x, scale, bias, eps):
+    x = np.asarray(x, np.float64)
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * np.asarray(scale, np.float64) + np.asarray(bias)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
+@pytest.mark.parametrize("shape", [(16,), (3, 16), (2, 3, 16)])
+def test_equals_float64(eps, shape):
+    r = np.random.default_rng(0)
+    x, scale, bias = (jnp.asarray(r.standard_normal(s), jnp.float32) for s in (shape, (16,), (16,)))
+    got = LayerNorm(eps).apply({"params": {"scale": scale, "bias": bias}}, x)
+    np.testing.assert_allclose(got, reference(x, scale, bias, eps), rtol=0, atol=2e-6)
+
+
+def test_a_large_mean_costs_no_more_than_its_rounding():
+    """The mean is subtracted before squaring: E[x^2] - E[x]^2 would lose everything at 4096 +- 1, whose float32 spacing is 5e-4."""
+    x = jnp.asarray(4096 + np.random.default_rng(0).standard_normal((4, 256)), jnp.float32)
+    ones, zeros = jnp.ones(256), jnp.zeros(256)
+    got = LayerNorm(1e-5).apply({"params": {"scale": ones, "bias": zeros}}, x)
+    np.testing.assert_allclose(got, reference(x, ones, zeros, 1e-5), rtol=0, atol=2e-3)
+
+
+def test_bfloat16_input_is_normalised_in_float32():
+    """Then the only error is the rounding of the result, 2^-9 of it."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 64)), jnp.bfloat16)
+    ones, zeros = jnp.ones(64), jnp.zeros(64)
+    got = LayerNorm(1e-5, jnp.bfloat16).apply({"params": {"scale": ones, "bias": zeros}}, x)
+    assert got.dtype == jnp.bfloat16
+    want = reference(x.astype(jnp.float32), ones, zeros, 1e-5)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=2.0**-8, atol=1e-6)
+
+
+def test_constant_input_is_the_bias():
+    got = LayerNorm().apply({"params": {"scale": jnp.ones(8), "bias": jnp.arange(8.0)}}, jnp.full((2, 8), 3.0))
+    np.testing.assert_array_equal(got, np.broadcast_to(np.arange(8.0), (2, 8)))
