@@ -29,6 +29,7 @@ setup(
         "jaxtyping>=0.3,<0.4",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
+        "ml-dtypes>=0.5",
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
@@ -40,8 +41,17 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "test": ["beartype>=0.19", "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "tensorboardX>=2.6.2,<3"],
+        "test": [
+            "beartype>=0.19",
+            "hypothesis>=6",
+            "pyahocorasick>=2.1,<3",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.5",
+            "tensorboardX>=2.6.2,<3",
+        ],
         "parity": ["torch==2.13.0", "transformers>=5", "diffusers", "open_clip_torch", "safetensors>=0.4"],
+        "curation": ["pyahocorasick>=2.1,<3"],  # mmjax data curate
         "gcs": ["gcsfs>=2024.6"],  # gs://
         "s3": ["s3fs>=2024.6"],  # s3://
         "tensorboard": ["tensorboardX>=2.6.2,<3"],

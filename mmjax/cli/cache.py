@@ -303,7 +303,7 @@ def computed(job: Job, start: int, count: int, say: Callable[[str], None]) -> It
     data = job.program.config.data
     options = {"workers": data.workers, "threads": data.threads, "prefetch": data.prefetch, "say": say}
     waiting: collections.deque = collections.deque()
-    with contextlib.closing(loader.eval_batches(job.source, job.transform, **_reads(job), **options)) as batches:
+    with contextlib.closing(loader.eval_batches(job.source, job.transform, start=start, **_reads(job), **options)) as batches:
         for at, batch in zip(range(count), batches, strict=False):
             check_limits(batch, limits, job.source.info.name)
             put = lambda x: put_batch(x, job.batch_size, mesh)

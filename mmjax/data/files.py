@@ -20,7 +20,7 @@ from typing import Any
 from mmjax.core.errors import UserError, suggest
 
 _OPEN_FILES = 256  # kept open at most, of one reader
-_MOST_NAMES = 10_000_000  # that braces may stand for
+_MOST_NAMES = 1_000_000  # that braces may stand for
 _EXTRAS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
 _STAMPS = ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 
@@ -61,7 +61,7 @@ def expand(pattern: str | os.PathLike | Sequence[str]) -> list[str]:
     """
     given = [pattern] if isinstance(pattern, str | os.PathLike) else pattern
     out: list[str] = []
-    for name in itertools.chain.from_iterable(_braces(os.path.expanduser(os.fspath(p))) for p in given):
+    for name in itertools.chain.from_iterable(_names(os.path.expanduser(os.fspath(p))) for p in given):
         out += _glob(name)
         if len(out) > _MOST_NAMES:
             raise UserError(f"pattern {pattern!r} stands for more than {_MOST_NAMES:,} files; is a brace range too long?")
@@ -70,15 +70,21 @@ def expand(pattern: str | os.PathLike | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(out))
 
 
+def _names(text: str) -> Iterator[str]:
+    return iter([text]) if not is_remote(text) and os.path.exists(text) else _braces(text)
+
+
 def _braces(text: str) -> Iterator[str]:
     found = re.search(r"\{([^{}]*)\}", text)
-    if not found or (not is_remote(text) and os.path.exists(text)):
+    if not found:
         yield text
         return
     body, parts = found[1], None
     if span := re.fullmatch(r"(\d+)\.\.(\d+)", body):
         first, last = int(span[1]), int(span[2])
         width = len(span[1]) if span[1].startswith("0") or len(span[1]) == len(span[2]) else 0
+        if abs(last - first) >= _MOST_NAMES:
+            raise UserError(f"pattern {text!r} stands for more than {_MOST_NAMES:,} files; is a brace range too long?")
         step = 1 if first <= last else -1
         parts = (str(i).zfill(width) for i in range(first, last + step, step))
     elif "," in body:

@@ -56,7 +56,7 @@ def scan(read: Callable[[int, int], bytes], size: int, name: str, remote: bool =
     window = _Window(read, _CHUNK[remote])
     offset, extra, everywhere = 0, {}, {}
     while True:
-        header = window(offset, _BLOCK)
+        header = window(offset, _BLOCK) if offset < size else b""  # stores refuse what begins beyond the end
         if len(header) < _BLOCK:
             raise _cut(name, size)
         if header == _ZERO:
@@ -68,7 +68,7 @@ def scan(read: Callable[[int, int], bytes], size: int, name: str, remote: bool =
         if kind in (b"x", b"g", b"L", b"K"):
             if length > _LONGEST_HEADER:
                 raise _damaged(name, offset, f"a header of {length} bytes")
-            body = window(data, length)
+            body = window(data, length) if data < size else b""
             if len(body) < length:
                 raise _cut(name, size)
             if kind == b"L":
@@ -83,8 +83,6 @@ def scan(read: Callable[[int, int], bytes], size: int, name: str, remote: bool =
         if "size" in fields and kind not in _NO_DATA:
             length = _decimal(fields["size"], name, offset)
         end = data + (0 if kind in _NO_DATA else _padded(length))
-        if kind not in _NO_DATA and data + length > size:
-            raise _cut(name, size)
         if kind in _FILES:
             raw = fields.get("path") or _own_name(header)
             if not raw.endswith(b"/"):  # an old archive's way to write a folder

@@ -48,7 +48,7 @@ class Retrieval:
 
     def __call__(self, params: Params) -> dict[str, float]:
         images, _, places = encode.split(
-            self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh
+            self.encode_image, params, self.source, self.transform, ("image", "_mask"), self.batch_size, self.mesh
         )
         texts = encode.texts(self.encode_text, params, self.tokens, self.batch_size, self.mesh)
         sound = self.relevant[places].any(1)  # an image without captions asks for nothing, nor does a caption without images

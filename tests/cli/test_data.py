@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -13,11 +14,11 @@ from PIL import Image
 
 from mmjax.cli import data as verb
 from mmjax.cli import sheet
-from mmjax.cli.main import main
+from mmjax.cli.main import main, parse
 from mmjax.core import config as config_lib
 from mmjax.core import metrics
 from mmjax.data import curate, subset
-from mmjax.data.source import open_source
+from mmjax.data.source import SOURCES, open_source
 from tests.runs import ROOT, SMOKE
 
 CLASSIFY = SMOKE.replace("clip/", "classification/")
@@ -174,3 +175,14 @@ def test_build_index_refuses(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert main(["data", "build-index", f"{tmp_path}/0.tar", "--out", str(tmp_path / "i"), "data.x=1"]) == 2
     assert "takes no config keys" in capsys.readouterr().err
+
+
+def test_the_lines_of_the_page_parse():
+    page = (ROOT / "docs" / "data.md").read_text()
+    lines = [line for block in page.split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
+    assert len(lines) >= 7
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "mmjax" and parse(words).verb == words[0]
+        assert all(word.partition("=")[0].removeprefix("data.") in config_lib.base().data for word in words if word.startswith("data."))
+    assert all(f"| `{name}` |" in page for name in SOURCES)

@@ -188,6 +188,15 @@ def test_the_limit_waits_for_a_thousand_examples_and_forgets_old_ones():
     assert len(run(40, max_bad=0.12, **options)[0]) == 40
     with pytest.raises(UserError, match=r"10\d of the last 110\d records"):
         run(40, max_bad=0.08, **options)
+
+    class Late(Broken):
+        def __getitem__(self, i):
+            if 9000 <= i < 9200:
+                raise BadSample("missing")
+            return {"image": self.good[0], "caption": "x", "i": np.int32(i)}
+
+    with pytest.raises(UserError, match=r"20\d of the last 120\d records"):  # 9,000 good ones before do not excuse them
+        run(100, max_bad=0.1, **{**options, "source": Late(10_000)})
     made, _ = run(1, max_bad=0.0, **options)
     assert tally(made[0]["_bad"])["missing"] >= 100
 

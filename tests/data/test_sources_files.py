@@ -102,6 +102,22 @@ def test_many_threads_read_more_files_than_are_kept_open(tmp_path, monkeypatch):
     assert pickle.loads(pickle.dumps(read))(str(tmp_path / "3"), 0, 1) == b"\3"
 
 
+def test_a_file_stays_open_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_OPEN_FILES", 1)
+    for i in range(4):
+        (tmp_path / str(i)).write_bytes(bytes([i]) * 10)
+    read, real, first = files.Reader(), os.pread, []
+
+    def slow(fd, size, offset):
+        if not first:
+            first.append(fd)
+            assert [read(str(tmp_path / str(i)), 0, 1) for i in (1, 2, 3)] == [b"\1", b"\2", b"\3"]  # other threads, meanwhile
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", slow)
+    assert read(str(tmp_path / "0"), 0, 3) == b"\0\0\0"
+
+
 # --- tar ---
 
 
@@ -120,8 +136,12 @@ def archive(members, format=tarfile.PAX_FORMAT):
     return out.getvalue()
 
 
-def scanned(data, size=None):
-    return list(tar.scan(lambda offset, n: data[offset : offset + n], len(data) if size is None else size, "t.tar"))
+def scanned(data):
+    def read(offset, n):
+        assert offset < len(data)  # object stores answer that with an error
+        return data[offset : offset + n]
+
+    return list(tar.scan(read, len(data), "t.tar"))
 
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=300).filter(

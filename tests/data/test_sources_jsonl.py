@@ -119,7 +119,11 @@ def test_another_folder_of_images_and_a_store(folder):
 
 
 def test_what_cannot_be_opened(folder):
-    for lines, message in (([b"{"], "line 1 is no JSON"), ([{"a": 1}], "has none of image, caption, captions and label but a"), ([b""], "has no lines")):
+    for lines, message in (
+        ([b"{"], "line 1 is no JSON"),
+        ([{"a": 1}], "has none of image, caption, captions and label but a"),
+        ([b""], "has no lines"),
+    ):
         with pytest.raises(UserError, match=message):
             open_source(config(write(folder / "f.jsonl", lines)), "train")
     with pytest.raises(UserError, match=r"file '.*none\.jsonl' does not exist"):

@@ -36,7 +36,11 @@ def tar_bytes(members):
 
 
 def sample(key, i, kinds=("jpg", "txt", "json")):
-    parts = {"jpg": b"\xff\xd8" + bytes([i]) * (i + 1), "txt": f"text {i}".encode(), "json": json.dumps({"caption": f"json {i}", "n": {"i": i}}).encode()}
+    parts = {
+        "jpg": b"\xff\xd8" + bytes([i]) * (i + 1),
+        "txt": f"text {i}".encode(),
+        "json": json.dumps({"caption": f"json {i}", "n": {"i": i}}).encode(),
+    }
     return [(f"{key}.{kind}", parts[kind.lower()]) for kind in kinds]
 
 
@@ -50,7 +54,9 @@ def write(folder, shards):
 @pytest.fixture
 def folder(tmp_path):
     """Three shards of 4 samples, as img2dataset names them."""
-    return write(tmp_path / "laion", {f"{s:05d}.tar": [m for i in range(4) for m in sample(f"{s:05d}{i:04d}", 4 * s + i)] for s in range(3)})
+    return write(
+        tmp_path / "laion", {f"{s:05d}.tar": [m for i in range(4) for m in sample(f"{s:05d}{i:04d}", 4 * s + i)] for s in range(3)}
+    )
 
 
 def config(path, **keys):
@@ -104,7 +110,16 @@ def test_how_people_write_shards(tmp_path):
 
 
 def test_bad_samples_are_for_the_loader(tmp_path):
-    members = [("0.jpg", b"x"), ("0.txt", b"\xff\xfe"), ("1.jpg", b"x"), ("1.json", b"{"), ("2.jpg", b""), ("2.json", b'{"caption": null}'), ("3.jpg", b"x"), ("3.json", b"[1]")]
+    members = [
+        ("0.jpg", b"x"),
+        ("0.txt", b"\xff\xfe"),
+        ("1.jpg", b"x"),
+        ("1.json", b"{"),
+        ("2.jpg", b""),
+        ("2.json", b'{"caption": null}'),
+        ("3.jpg", b"x"),
+        ("3.json", b"[1]"),
+    ]
     source = open_source(config(write(tmp_path / "bad", {"x.tar": members}) / "x.tar"), "train")
     for i, kind in ((0, "bad_text"), (1, "other"), (3, "other")):
         with pytest.raises(BadSample) as e:
@@ -201,7 +216,10 @@ def test_a_shard_that_goes_while_a_run_reads_it(folder):
     [
         (lambda f: (f / "00001.tar").unlink(), r"shard '.*00001\.tar' does not exist"),
         (shorter, None),
-        (lambda f: (f / "00001.tar").write_bytes((f / "00001.tar").read_bytes()[:3000]), r"archive '.*00001\.tar' is cut off after 3000 bytes"),
+        (
+            lambda f: (f / "00001.tar").write_bytes((f / "00001.tar").read_bytes()[:3000]),
+            r"archive '.*00001\.tar' is cut off after 3000 bytes",
+        ),
     ],
 )
 def test_building_over_a_missing_or_half_written_shard(folder, tmp_path, harm, message):
@@ -262,7 +280,9 @@ def test_two_builders_and_a_second_call(folder, tmp_path, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(shard_index, "scan_shard", slow)
-    threads = [threading.Thread(target=build_index, args=(folder / "*.tar", tmp_path / "i.index"), kwargs={"progress": False}) for _ in range(3)]
+    threads = [
+        threading.Thread(target=build_index, args=(folder / "*.tar", tmp_path / "i.index"), kwargs={"progress": False}) for _ in range(3)
+    ]
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert len(seen) == 3 and len(build_index(folder / "*.tar", tmp_path / "i.index").records) == 12 and len(seen) == 3

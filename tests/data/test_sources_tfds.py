@@ -174,7 +174,9 @@ def test_features_by_name(root):
 
 def test_a_feature_map_that_names_nothing(root):
     bad = {"image": "image", "captions": "captions/txt"}
-    with pytest.raises(UserError, match=r"data\.features\.captions: set 'coco_captions' has no feature 'captions/txt'; did you mean 'captions/text'"):
+    with pytest.raises(
+        UserError, match=r"data\.features\.captions: set 'coco_captions' has no feature 'captions/txt'; did you mean 'captions/text'"
+    ):
         open_source(config(root, "coco_captions", features=bad), "train")
     with pytest.raises(UserError, match=r"no feature 'zebra'; known: image, label"):
         open_source(config(root, "mnist", features={"image": "zebra"}), "train")
@@ -185,7 +187,11 @@ def test_a_feature_map_that_names_nothing(root):
 def test_splits(root):
     sizes = {"train[:25%]": 3, "train[3:5]": 2, "train+test": 16, "all": 16, "train[50%:]+test[:1]": 7}
     assert {s: len(open_source(config(root, "mnist"), s)) for s in sizes} == sizes
-    for bad, message in (("trian", "unknown split 'trian'; did you mean 'train'"), ("train[:x]", "cannot be read"), ("train[5:5]", "is empty")):
+    for bad, message in (
+        ("trian", "unknown split 'trian'; did you mean 'train'"),
+        ("train[:x]", "cannot be read"),
+        ("train[5:5]", "is empty"),
+    ):
         with pytest.raises(UserError, match=message):
             open_source(config(root, "mnist"), bad)
 
@@ -296,7 +302,14 @@ def test_pickles_and_is_read_from_disk_where_large(root, monkeypatch):
 
 
 def test_a_caption_that_is_no_text_is_one_bad_sample(root, tmp_path, monkeypatch):
-    monkeypatch.setitem(PUBLISHED, "odd", (lambda: {"image": F.Image(encoding_format="png"), "captions": np.object_}, lambda i: {"image": image(i), "captions": b"\xff" if i == 3 else b"fine"}))
+    monkeypatch.setitem(
+        PUBLISHED,
+        "odd",
+        (
+            lambda: {"image": F.Image(encoding_format="png"), "captions": np.object_},
+            lambda i: {"image": image(i), "captions": b"\xff" if i == 3 else b"fine"},
+        ),
+    )
     prepare(tmp_path, "odd")
     for limit in (0, 1 << 20):
         monkeypatch.setattr(tfds_sets, "_IN_MEMORY", limit)

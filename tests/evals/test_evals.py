@@ -9,6 +9,7 @@ from mmjax import evals
 from mmjax.core import config as config_lib
 from mmjax.core import sharding
 from mmjax.core.errors import UserError
+from mmjax.data.bad import BadSample
 from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import retrieval, zero_shot
 from mmjax.evals.accuracy import accuracies, confusion
@@ -106,3 +107,34 @@ def test_bad_groups(data, group, message):
     predict = {"encode_image": lambda p, x: x, "encode_text": lambda p, x: x}
     with pytest.raises(UserError, match=message):
         evals.make("e", predict, ConfigDict(group), sharding.make_mesh({"data": 8}), data)
+
+
+class Faulty:
+    """A source whose images of class 3, and record 0, cannot be used; a few of them not even read."""
+
+    def __init__(self, source):
+        self.source, self.info = source, source.info
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        record = self.source[i]
+        if i == 0 or (record["label"] == 3 and i % 2):
+            raise BadSample("missing", "made so")
+        return {**record, "image": b""} if record["label"] == 3 else record
+
+
+def test_bad_records_are_left_out_and_counted(data, monkeypatch):
+    source = open_source(data, "validation")
+    assert source[0]["label"] != 3
+    predict, mesh = knowing(data), sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    for module in (zero_shot, retrieval):
+        monkeypatch.setattr(module, "open_source", lambda *a: Faulty(open_source(*a)))
+    expected = {"accuracy": 1.0, "accuracy_top5": 1.0, "mean_per_class": 1.0, "bad_samples": 15.0}  # 14 of class 3, and record 0
+    evaluate = evals.make("z", predict, ConfigDict({"type": "zero_shot", **COMMON}), mesh, data)
+    assert evaluate({}) == expected
+    assert 0 not in evaluate.images({})[2] and len(evaluate.images({})[2]) == 125
+    # The prompts of class 3 have no image left to find: they ask for nothing, rather than count as lost.
+    found = evals.make("r", predict, ConfigDict({"type": "retrieval", "captions": "prompts", **COMMON}), mesh, data)({})
+    assert found.pop("bad_samples") == 15 and len(found) == 6 and all(v == 1.0 for v in found.values())
