@@ -34,7 +34,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     size, length = c.model.size, c.model.text.length
     c.data.transforms = (
         ("decode", {"channels": 3}),
-        ("resize", {"size": size, "mode": "short"}),
+        ("resize", {"size": size, "short_side": True}),
         ("random_crop", {"size": size, "padding": 0}),  # the paper's only augmentation
         ("normalize", {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}),
         ("pick_caption", {}),
