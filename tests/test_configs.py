@@ -9,6 +9,8 @@ from mmjax.cli.main import main
 from mmjax.cli.program import assemble
 from mmjax.core import config as config_lib
 from mmjax.core import sharding, tree
+from mmjax.data import transforms
+from mmjax.data.source import open_source, open_tokenizer
 from tests.runs import arrays, metric_lines
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
@@ -24,6 +26,14 @@ def test_full_size_has_shapes_and_places(path):
     assert tree.count(program.abstract.params) == PARAMETERS.get(name(path), tree.count(program.abstract.params))
     for axes in tree.flatten(program.task.axes).values():
         assert all(a is None or a in sharding.RULES for a in axes)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_transforms_exist_and_take_their_arguments(path):
+    c = config_lib.load(str(path))
+    tokenizer = open_tokenizer(open_source(config_lib.override(config_lib.base(), ["data.source=digits_captions"]).data, "train"))
+    for specs in (c.data.transforms, *(group.transforms for group in c.evals.values())):
+        transforms.build(specs, tokenizer)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
