@@ -5,7 +5,7 @@
 #   bash launch/test.sh --slow               the slow ones too
 #   bash launch/test.sh tests/core -x        any arguments of pytest
 #
-# TEST_WORKERS=N runs the tests in N processes (default 2; 0 for one, without pytest-xdist). Compiled programs are kept between runs
+# TEST_WORKERS=N runs the tests in N processes (default 2; 0 for one, without pytest-xdist). Compiled one-device programs are kept
 # in .cache/jax, or where JAX_COMPILATION_CACHE_DIR says. PYTHON=... chooses the interpreter for a new environment.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR

@@ -1,13 +1,14 @@
-"""Eight fake devices, strict rank promotion, shapes checked at run time, a persistent compilation cache."""
+"""Eight fake devices, strict rank promotion, shapes checked at run time."""
 
 import os
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "jax"))
+# No persistent compilation cache in this process: a program with collectives over fake CPU devices, loaded from the cache
+# instead of compiled, deadlocks in the rendezvous and aborts (jaxlib 0.10.2). Children with one device use it: tests/runs.py.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.setdefault("MMJAX_DATA", str(Path(__file__).resolve().parents[1] / ".cache" / "data"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 from jaxtyping import install_import_hook
 

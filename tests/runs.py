@@ -33,7 +33,12 @@ def metric_lines(workdir) -> list[dict]:
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a child process with so many fake devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    cache = {
+        "JAX_ENABLE_COMPILATION_CACHE": str(devices == 1).lower(),  # see conftest.py
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return {**os.environ, **cache, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
 
 
 def start(*arguments: str, devices: int = 1, **kwargs) -> subprocess.Popen:
