@@ -24,7 +24,7 @@ _LONGEST = 1 << 17  # of an exact period
 _ROUNDED = 1 << 16  # the period where an exact one would be longer
 
 
-def shares(weights: Sequence[float | int]) -> tuple[int, ...]:
+def shares(weights: Sequence[Any]) -> tuple[int, ...]:
     """Positions a period that each component gets: the smallest integers in the ratio of `weights`, read as the decimals they print as.
 
     Where that needs a period over 131,072 the shares are rounded to multiples of 1 / 65,536 (largest remainder).
