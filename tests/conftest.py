@@ -8,7 +8,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # No persistent compilation cache in this process: a program with collectives over fake CPU devices, loaded from the cache
 # instead of compiled, deadlocks in the rendezvous and aborts (jaxlib 0.10.2). Children with one device use it: tests/runs.py.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-os.environ.setdefault("MMJAX_DATA", str(Path(__file__).resolve().parents[1] / ".cache" / "data"))
+if "MMJAX_DATA" not in os.environ:
+    os.environ["MMJAX_DATA"] = str(Path(__file__).resolve().parents[1] / ".cache" / "data")
+    Path(os.environ["MMJAX_DATA"]).parent.mkdir(exist_ok=True)
 
 from jaxtyping import install_import_hook
 
