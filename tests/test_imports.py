@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "data": {"core", "data"},
     "evals": {"core", "data", "evals"},
     "tasks": {"core", "layers", "models", "objectives", "tasks"},
-    "cli": {"core", "data", "evals", "tasks", "cli"},
+    "convert": {"core", "data", "layers", "models", "convert"},
+    "cli": {"core", "data", "evals", "tasks", "convert", "cli"},
 }
 MAY_IMPORT_FLAX = {"layers", "models"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -18,10 +18,10 @@ PAIRS = 400_000_000
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: a key of models.clip.VARIANTS, default ViT-B/32."""
+    """`arg`: a key of LR, default ViT-B/32."""
     name = arg or "ViT-B/32"
-    if name not in VARIANTS:
-        raise UserError(f"config argument {name!r}{suggest(name, VARIANTS)}")
+    if name not in LR:
+        raise UserError(f"config argument {name!r}{suggest(name, LR)}")
     c = base()
     c.task = "clip"
     c.batch_size = 32768

@@ -18,7 +18,6 @@ from mmjax.core import config as config_lib
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data.transforms import Decode
-from mmjax.evals import encode
 from mmjax.evals.accuracy import confusion
 from mmjax.evals.zero_shot import ZeroShot
 
@@ -77,7 +76,7 @@ def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     """Confusion matrix, and some images with the prompt each likes best: every mistake first, then others at even distances."""
     images, labels, places = zero_shot.images(params)
     scores = images @ zero_shot.classifier(params).T
-    texts = encode.texts(zero_shot.encode_text, params, zero_shot.prompts, zero_shot.batch_size, zero_shot.mesh)
+    texts = zero_shot.texts(params)
     info = zero_shot.source.info
     captions = [prompt.format(name) for name in info.classes for prompt in info.prompts]
     cosine = images @ texts.T

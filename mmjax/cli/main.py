@@ -72,6 +72,18 @@ examples:
 """
 
 
+CONVERT = """\
+SOURCE is a folder or a file: OpenAI's .pt; OpenCLIP's or Hugging Face's folder (safetensors, also in parts, or .bin) with its config;
+big_vision's .npz; a folder written by `import`. Nothing stored in a file is executed.
+
+examples:
+  mmjax convert import ViT-B-32.pt --out weights/b32                 OpenAI's file into a folder for init_from.path=weights/b32
+  mmjax convert export weights/b32 --to hf --out hf/b32              ... and out, for transformers' CLIPModel.from_pretrained("hf/b32")
+  mmjax convert export weights/b32 --to openclip --out oc/b32        ... or open_clip.create_model("local-dir:oc/b32")
+  mmjax convert check hf/b32                                         does every tensor survive import and export, byte for byte?
+"""
+
+
 def _raw(verbs: Any, name: str, epilog: str, **kwargs: str) -> argparse.ArgumentParser:
     return verbs.add_parser(name, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
@@ -150,6 +162,27 @@ def _cache(verbs: Any) -> None:
     _distributed(cache)
 
 
+def _convert(verbs: Any) -> None:
+    about = "Read weights that others published, and write weights that their libraries read: CLIP, SigLIP, BERT, T5."
+    convert = _raw(verbs, "convert", CONVERT, help="published weights in and out", description=about)
+    actions = convert.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, help: str, description: str) -> argparse.ArgumentParser:
+        sub = _raw(actions, name, CONVERT, help=help, description=description)
+        sub.add_argument("source", metavar="SOURCE", help="folder or file of weights")
+        sub.add_argument("--act", metavar="NAME", help="activation of the towers, where the files do not say: gelu, quick_gelu, gelu_tanh")
+        sub.set_defaults(overrides=[])
+        return sub
+
+    taken = action("import", "into mmjax's own folder", "Write params.safetensors, whose names are mmjax's, and config.json.")
+    given = action("export", "out to another library", "Write the weights and configs that Hugging Face's or OpenCLIP's loader takes.")
+    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers) or openclip")
+    for sub in (taken, given):
+        sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        sub.add_argument("--dtype", metavar="TYPE", help="float32 (default), bfloat16 or float16")
+    action("check", "prove a round trip", "Import a file, export it to its own layout, and compare every tensor's bytes.")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -198,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     _data(verbs)
     _cache(verbs)
+    _convert(verbs)
     return top
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError, suggest
-from mmjax.evals import classification, retrieval, zero_shot
+from mmjax.evals import classification, prompt_scores, retrieval, zero_shot
 
 # type -> module with `make`, the predict functions it NEEDS and the ARGUMENTS its config group takes.
 EVALS: dict[str, ModuleType] = {
     "classification": classification,
+    "prompt_scores": prompt_scores,
     "retrieval": retrieval,
     "zero_shot": zero_shot,
 }

@@ -50,7 +50,8 @@ class Retrieval:
         images, _, places = encode.split(
             self.encode_image, params, self.source, self.transform, ("image", "_mask"), self.batch_size, self.mesh
         )
-        texts = encode.texts(self.encode_text, params, self.tokens, self.batch_size, self.mesh)
+        images = encode.unit(images)
+        texts = encode.unit(encode.texts(self.encode_text, params, self.tokens, self.batch_size, self.mesh))
         sound = self.relevant[places].any(1)  # an image without captions asks for nothing, nor does a caption without images
         images, places = images[sound], places[sound]
         used = self.relevant[places].any(0)

@@ -25,9 +25,7 @@ ARGUMENTS = ("split", "batch_size", "length", "transforms")
 
 def ensemble(prompts: Float[np.ndarray, "K T E"]) -> Float[np.ndarray, "K E"]:
     """One unit vector a class: normalise every prompt's embedding, average over prompts, normalise again."""
-    unit = prompts / np.linalg.norm(prompts, axis=-1, keepdims=True)
-    mean = unit.mean(1)
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    return encode.unit(encode.unit(prompts).mean(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +40,20 @@ class ZeroShot:
     batch_size: int
     mesh: Mesh
 
+    def texts(self, params: Params) -> Float[np.ndarray, "P E"]:
+        """Unit-norm embeddings of every prompt."""
+        return encode.unit(encode.texts(self.encode_text, params, self.prompts, self.batch_size, self.mesh))
+
     def classifier(self, params: Params) -> Float[np.ndarray, "K E"]:
         """The class vectors of the ensembled prompts."""
-        embedded = encode.texts(self.encode_text, params, self.prompts, self.batch_size, self.mesh)
+        embedded = self.texts(params)
         return ensemble(embedded.reshape(len(self.source.info.classes), -1, embedded.shape[-1]))
 
     def images(self, params: Params) -> tuple[Float[np.ndarray, "N E"], Int[np.ndarray, "N"], Int64[np.ndarray, "N"]]:
         """Unit-norm embeddings of every sound image of the split, the labels, and the records' numbers."""
-        return encode.split(self.encode_image, params, self.source, self.transform, ("image", "label"), self.batch_size, self.mesh)
+        keys = ("image", "label")
+        images, *rest = encode.split(self.encode_image, params, self.source, self.transform, keys, self.batch_size, self.mesh)
+        return encode.unit(images), *rest
 
     def __call__(self, params: Params) -> dict[str, float]:
         images, labels, places = self.images(params)
