@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "evals": {"core", "data", "evals"},
     "tasks": {"core", "layers", "models", "objectives", "tasks"},
     "convert": {"core", "data", "layers", "models", "convert"},
-    "cli": {"core", "data", "evals", "tasks", "convert", "cli"},
+    "bench": {"core", "bench"},
+    "cli": {"core", "data", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
 }
 MAY_IMPORT_FLAX = {"layers", "models"}
 FILES = sorted(ROOT.rglob("*.py"))

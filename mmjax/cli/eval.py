@@ -75,13 +75,12 @@ def tree_shapes(params: Params) -> dict[str, dict[str, Any]]:
 def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     """Confusion matrix, and some images with the prompt each likes best: every mistake first, then others at even distances."""
     images, labels, places = zero_shot.images(params)
-    scores = images @ zero_shot.classifier(params).T
-    texts = zero_shot.texts(params)
-    info = zero_shot.source.info
-    captions = [prompt.format(name) for name in info.classes for prompt in info.prompts]
-    cosine = images @ texts.T
+    allowed = zero_shot.candidates(labels)
+    scores = np.where(allowed, images @ zero_shot.classifier(params).T, -np.inf)
+    captions, count = zero_shot.texts_of_classes(), len(zero_shot.templates)
+    cosine = np.where(np.repeat(allowed, count), images @ zero_shot.texts(params).T, -np.inf)
     best = cosine.argmax(1)
-    right = best // len(info.prompts) == labels
+    right = best // count == labels
     wrong = np.flatnonzero(~right)[:SHOWN]
     others = np.flatnonzero(right)
     others = others[np.linspace(0, len(others) - 1, min(SHOWN - len(wrong), len(others))).astype(int)] if len(others) else others
@@ -91,7 +90,7 @@ def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     for i in (*wrong, *others):
         image = decode(dict(zero_shot.source[int(places[i])]), rng)["image"]
         samples.append((image, captions[best[i]], float(cosine[i, best[i]]), bool(right[i])))
-    return {"confusion": confusion(scores, labels), "classes": info.classes, "samples": samples}
+    return {"confusion": confusion(scores, labels), "classes": zero_shot.source.info.classes, "samples": samples}
 
 
 def write_report(workdir: Path, config: Any, step: int, split: str, scalars: Mapping[str, float], shown: Mapping[str, Any]) -> Path:

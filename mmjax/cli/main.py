@@ -208,6 +208,28 @@ def _convert(verbs: Any) -> None:
     action("check", "prove a round trip", "Import a file, export it to its own layout, and compare every tensor's bytes.")
 
 
+BENCH = """\
+A case and its peer take turns in one run, both warm, on the same weights, batch and precision; PyTorch runs under another interpreter.
+JSON goes to standard output, a table to standard error, both to files.
+
+examples:
+  mmjax bench --list
+  mmjax bench clip-vit-b32-train --peer_python peer/bin/python       against PyTorch: pip install torch transformers there
+  mmjax bench clip-vit-b32-train dtype=bfloat16 batch_size=64 --no_peer
+"""
+
+
+def _bench(verbs: Any) -> None:
+    bench = _raw(verbs, "bench", BENCH, help="speed against PyTorch and against the machine", description="Measure named cases.")
+    bench.add_argument("cases", nargs="*", metavar="CASE", help="default all that suit the device; and key=value for their configs")
+    bench.add_argument("--list", action="store_true", help="name the cases and stop")
+    bench.add_argument("--peer_python", "--peer-python", metavar="PATH", help="interpreter with torch and transformers; default this one")
+    bench.add_argument("--no_peer", action="store_true", help="measure ours alone")
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each side; default 7")
+    bench.add_argument("--out", metavar="FILE.json", help="default results/bench_HARDWARE.json; a .txt beside it has the table")
+    bench.set_defaults(overrides=[])
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -257,6 +279,7 @@ def parser() -> argparse.ArgumentParser:
     _data(verbs)
     _cache(verbs)
     _convert(verbs)
+    _bench(verbs)
     return top
 
 

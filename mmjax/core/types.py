@@ -21,6 +21,7 @@ Metrics = dict[str, Array]
 PREDICT: dict[str, str] = {
     "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], in the space of texts where there is one, of any length",
     "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], in the space of images where there is one, of any length",
+    "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], what a linear probe sees: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
     "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",

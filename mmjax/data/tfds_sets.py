@@ -194,6 +194,7 @@ class Prepared:
         names = tuple(label.names) if isinstance(label, ClassLabel) and label.num_classes else ()
         if classes is not None and names and len(classes) != len(names):
             raise UserError(f"data.classes has {len(classes)} names, set {name!r} has {len(names)} classes")
+        ids = names
         if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
             names = ()  # WordNet ids are no words: better no zero-shot classification than one by such prompts
         names = names if classes is None else classes
@@ -211,7 +212,8 @@ class Prepared:
         marks = [name, str(builder.info.version), split, lengths, sizes, sorted(features.items())]
         fingerprint = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
         prompts = prompts or (("a photo of a {}.",) if names else ())
-        return Info(name, split, names, prompts if names else (), tokens if here else None, words, fingerprint=fingerprint)
+        prompts = prompts if names else ()
+        return Info(name, split, names, prompts, tokens if here else None, words, fingerprint=fingerprint, ids=ids)
 
     def __reduce__(self):
         args, options = self._given

@@ -79,6 +79,10 @@ class CLIP(nn.Module):
         x = self.image(images, keys)
         return self.image_proj(x) if self.project_image else x
 
+    def image_features(self, images: Float[Array, "B H W C"]) -> Float[Array, "B D"]:
+        """Features of images before the projection."""
+        return self.image(images, None)
+
     def encode_text(self, tokens: Int[Array, "B L"], keys: Key[Array, "B"] | None = None) -> Float[Array, "B E"]:
         """Projected features of texts, of any length."""
         return self.text_proj(self.text(tokens, keys))

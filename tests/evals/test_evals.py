@@ -39,18 +39,6 @@ def test_ensemble_normalises_averages_and_normalises():
     assert not np.allclose(zero_shot.ensemble(prompts)[0], prompts[0].mean(0) / np.linalg.norm(prompts[0].mean(0)))
 
 
-def test_recall_by_hand():
-    similarity = np.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4], [0.7, 0.7, 0.1]])
-    relevant = np.array([[0, 1, 0], [1, 0, 0], [0, 1, 1]], bool)
-    # ranks of the best right entry: 1 (after 0.9), 2, and 1 for the tie, which the wrong entry wins
-    assert retrieval.recall(similarity, relevant) == {1: 0.0, 5: 1.0, 10: 1.0}
-    assert retrieval.recall(similarity, ~relevant)[1] == pytest.approx(2 / 3)  # the third query ties again
-    wide = np.tile(np.arange(20.0), (2, 1))
-    right = np.zeros((2, 20), bool)
-    right[0, 14], right[1, 9] = True, True  # ranks 5 and 10
-    assert retrieval.recall(wide, right) == {1: 0.0, 5: 0.0, 10: 0.5}
-
-
 def knowing(data, wrong=()):
     """Predict functions that look an image's class up by its pixels and a prompt's class by its tokens; classes in `wrong` are mistaken."""
     source = open_source(data, "validation")
