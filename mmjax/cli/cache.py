@@ -30,8 +30,9 @@ from mmjax.core.sharding import local_rows, put_batch
 from mmjax.core.types import PREDICT, Params
 from mmjax.data import loader, store, transforms
 from mmjax.data.bad import KINDS
+from mmjax.data.provenance import fingerprint
 from mmjax.data.source import Source, open_source, open_tokenizer
-from mmjax.data.subset import fingerprint
+from mmjax.data.stream import overlaid
 from mmjax.evals import encode
 
 SHARD_BYTES = 64 << 20  # about so much goes into a file
@@ -44,10 +45,15 @@ def main(args: argparse.Namespace) -> int:
     hosts.join(args)
     config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
     with config.unlocked():
+        if args.component is not None:
+            config.data = component(config.data, args.component)
         config.data.source = args.source or config.data.source
         config.data.split = args.split or config.data.split
     if len(config.data.mixture) or len(config.data.streams):
-        raise UserError("mmjax cache reads one source: the run's data is several; add data.mixture='()' and name one with --source")
+        raise UserError(
+            "mmjax cache makes a source of a source, and the run's data is several, of which each is cached by itself and may be mixed "
+            f"again: name one with --component {'|'.join(_components(config.data))}"
+        )
     if not _SPLIT.fullmatch(config.data.split):
         raise UserError(f"--split {config.data.split!r} cannot name a folder; cache a split with a plain name")
     if "://" in args.out:
@@ -57,6 +63,24 @@ def main(args: argparse.Namespace) -> int:
     if hosts.first():
         print(json.dumps(facts, indent=1))
     return 0
+
+
+def _components(data: ConfigDict) -> dict[str, Any]:
+    """What `--component` may be -> the keys of `data` that it sets."""
+    return {str(i): keys for i, (_, keys) in enumerate(data.mixture)} or dict(data.streams.items())
+
+
+def component(data: ConfigDict, which: str) -> ConfigDict:
+    """The group `data` of one component of a mixture (by number) or of one stream (by name).
+
+    Raises:
+      UserError: there is no such component.
+    """
+    parts = _components(data)
+    if which not in parts:
+        known = suggest(which, parts) if parts else "; the run's data is one source"
+        raise UserError(f"--component {which!r}{known}")
+    return overlaid(data, parts[which], f"--component {which}", ("mixture",) if len(data.streams) else ())
 
 
 @dataclasses.dataclass(frozen=True)

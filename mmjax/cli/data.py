@@ -1,7 +1,8 @@
-"""`mmjax data build-index | curate | show`: preparing a source and looking at it."""
+"""`mmjax data build-index | curate | pack | show`: preparing a source and looking at it."""
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -10,13 +11,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmjax.core import config as config_lib
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, suggest
 from mmjax.core.progress import Progress
-from mmjax.data.source import Source, open_source
+from mmjax.data.source import Source, first_sound, open_source, open_tokenizer, text_key
 
 
 def main(args: argparse.Namespace) -> int:
-    return {"build-index": build_index, "curate": curate, "show": show}[args.action](args)
+    return {"build-index": build_index, "curate": curate, "pack": pack, "show": show}[args.action](args)
 
 
 def build_index(args: argparse.Namespace) -> int:
@@ -84,6 +85,36 @@ def _reader(data: ConfigDict, source: Source, plan) -> Source | None:
         named = dict(data.features) or {"captions": "caption"}
         group.features = ConfigDict({key: named[key] for key in wanted})
     return open_source(group, data.split)
+
+
+def pack(args: argparse.Namespace) -> int:
+    from mmjax.data import packing, text_lengths
+
+    data = configure(args).data
+    if len(data.mixture) or len(data.streams):
+        raise UserError("mmjax data pack reads one source; leave out data.mixture and data.streams, and pack each by itself")
+    if args.form not in packing.KINDS:
+        raise UserError(f"--form {args.form!r}{suggest(args.form, packing.KINDS)}")
+    packing.check_out(args.out)
+    source = open_source(data, data.split)
+    tokenizer = open_tokenizer(source, data.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"mmjax data pack counts tokens, and source {source.info.name!r} has no tokenizer; set data.tokenizer")
+    key = text_key(first_sound(source), args.text, f"mmjax data pack: records of source {source.info.name!r}")
+    tokens = text_lengths.TextIds(tokenizer, key, False if args.no_start else None, False if args.no_end else None)
+    progress = Progress(len(source), batch_size=1, unit="record")
+    with contextlib.closing(progress):
+        progress.start()
+        lengths = text_lengths.measure(source, tokens, threads=data.threads, progress=progress.update)
+    make = {"packs": packing.pack, "length_groups": packing.group_by_length}[args.form]
+    made = make(lengths, args.size, **({"window": args.window} if args.window else {}))
+    index = dataclasses.replace(made, about={**made.about, **tokens.about()})
+    packing.save(index, args.out, source)
+    facts = {"index": str(args.out), args.form: len(index), "size": index.size, "records": len(source), "tokens": int(lengths.sum())}
+    print(json.dumps({**facts, **index.about}, indent=1))
+    setting = "data.packing" if args.form == "packs" else "data.length_groups"
+    print(f"train on it with {setting}={args.out}", file=sys.stderr)
+    return 0
 
 
 def show(args: argparse.Namespace) -> int:

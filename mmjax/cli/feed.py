@@ -1,20 +1,24 @@
 """What feeds the loop: batches of one stream, or of several as a tree, on the devices; and how many records of each were bad."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mmjax.cli.program import Program
 from mmjax.core import loop, tree
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.sharding import batch_sharding, check_batch, local_rows, put_batch
+from mmjax.core.step import examples
 from mmjax.data import loader
 from mmjax.data.bad import KINDS
-from mmjax.data.loader import tally
+from mmjax.data.loader import WATCHED, tally, too_many
+from mmjax.data.provenance import Remembered
 from mmjax.data.stream import Stream, open_streams
 
 
@@ -34,34 +38,38 @@ def open_data(program: Program) -> "Feed":
         raise UserError(f"data.streams: at {wrong!r}, the task expects as streams {expected}{suggest(wrong, nested)}")
     if "" in streams and nested:
         raise UserError(f"the task's batch has the parts {', '.join(sorted(nested))}: set data.streams, one group a part")
-    return Feed(program, {name: _Part(stream, parts[name]) for name, stream in streams.items()})
+    sizes = examples(spec)
+    return Feed(program, {name: _Part(stream, parts[name], sizes[name]) for name, stream in streams.items()})
 
 
+@dataclasses.dataclass(frozen=True)
 class _Part:
-    """A stream with the part of the batch that it fills."""
+    """A stream with the part of the batch that it fills, and how many examples that has."""
 
-    def __init__(self, stream: Stream, spec: Mapping[str, Any]):
-        self.stream, self.spec = stream, spec
-        self.size = _size(spec)
-
-
-def _size(spec: Mapping[str, Any]) -> int:
-    return jax.tree.leaves(spec)[0].shape[0]
+    stream: Stream
+    spec: Mapping[str, Any]
+    size: int
 
 
 class Feed:
     """Call it with a cursor for an iterator of batches; ask `bad` for a step's bad records once its batch has been made.
 
-    The cursor counts examples of the first leaf of the batch, as the train step does; a part of another size goes on in proportion.
+    The cursor counts the examples of all parts, as the train step does (`core.step.examples`); each stream stands at its own share of
+    it, a function of the cursor alone.
+
+    Attributes:
+      sets: what it reads.
     """
 
     def __init__(self, program: Program, parts: Mapping[str, _Part]):
         self.say: Callable[[str], None] | None = None  # where bad records are named; stderr until it is set
         self._program, self._parts = program, parts
-        self._each = _size(program.task.batch_spec)
-        self._bad: dict[int, np.ndarray] = {}  # step -> [kinds] of the rows this process answers for
+        self.sets: tuple[Remembered, ...] = tuple(s for name in sorted(parts) for s in parts[name].stream.sets)
+        self._each = sum(part.size for part in parts.values())
+        self._bad: dict[int, np.ndarray] = {}  # step -> [kinds] of the rows this process answers for, of the steps that are watched
         for name, part in parts.items():
             check_batch(part.size, program.config.accumulate, program.mesh)
+            _check_groups(part)
             batch = loader.first_batch(**self._reads(name))
             loader.check(batch, part.spec, part.stream.source.info.name)
         self._mine = {name: owned(part.size, program.mesh) for name, part in parts.items()}
@@ -74,7 +82,9 @@ class Feed:
     def __call__(self, cursor: int) -> Iterator[Any]:
         """Batches on the devices from this cursor on, a few made ahead."""
         d = self._program.config.data
-        options = {"workers": d.workers, "threads": d.threads, "prefetch": d.prefetch, "max_bad": d.max_bad, "say": self.say}
+        # Of several processes none may stop alone, or the others would wait for it: `bad` judges what all of them read.
+        max_bad = d.max_bad if jax.process_count() == 1 else 1.0
+        options = {"workers": d.workers, "threads": d.threads, "prefetch": d.prefetch, "max_bad": max_bad, "say": self.say}
         start = {name: cursor * part.size // self._each for name, part in self._parts.items()}
         made = {name: loader.batches(**self._reads(name), start=start[name], **options) for name in self._parts}
         return loop.prefetch(_Together(made), functools.partial(self._put, iter(range(cursor // self._each + 1, 1 << 62))))
@@ -96,15 +106,32 @@ class Feed:
         """`bad_samples`, and `bad_samples_KIND` where there are any: records replaced in the batch of this step, over all hosts.
 
         To be called on every host, in the order of the steps, as lines are logged.
-        """
-        failed = self._bad.get(step, np.zeros(len(KINDS), np.int64))
-        for old in [s for s in self._bad if s <= step]:
-            del self._bad[old]
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
 
-            failed = np.asarray(multihost_utils.process_allgather(failed.astype(np.int32))).reshape(-1, len(KINDS)).sum(0)
+        Raises:
+          UserError: on every host of several, if of the last 1,000 examples that all of them read (those of whole batches, of this step
+            and before) more than `data.max_bad` were bad. One host alone is stopped by its loader, batch by batch.
+        """
+        watched = -(-WATCHED // self._each)  # batches
+        for old in [s for s in self._bad if s <= step - watched]:
+            del self._bad[old]
+        recent = [failed for s, failed in self._bad.items() if s <= step]
+        failed = self._bad.get(step, np.zeros(len(KINDS), np.int64))
+        if jax.process_count() > 1:
+            both = np.stack([failed, np.sum(recent, axis=0, dtype=np.int64) if recent else failed]).astype(np.int32)
+            failed, lately = np.asarray(multihost_utils.process_allgather(both)).reshape(-1, *both.shape).sum(0, dtype=np.int64)
+            names = ", ".join(s.name for s in self.sets)
+            too_many(lately, len(recent) * self._each, self._program.config.data.max_bad, f"source '{names}', on all hosts")
         return {"bad_samples": int(failed.sum()), **{f"bad_samples_{kind}": n for kind, n in tally(failed[None]).items()}}
+
+
+def _check_groups(part: _Part) -> None:
+    """Raises `UserError` if a batch would hold parts of length groups."""
+    group = getattr(part.stream.order, "block", 1)
+    if part.size % group and group % part.size:
+        raise UserError(
+            f"data.length_groups holds groups of {group} records, which do not go into batches of {part.size}; build it again with "
+            f"mmjax data pack --form length_groups --size {part.size}, or a divisor of that"
+        )
 
 
 class _Together:

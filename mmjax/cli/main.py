@@ -73,6 +73,17 @@ examples:
 """
 
 
+PACK = """\
+  --form packs           --size tokens a row: several texts in one, tokens, segments and positions; best fit in windows of records
+  --form length_groups   --size records a group, of like length, that stay together in a batch; the batch size, or a divisor of it
+Lengths are counted with data.tokenizer (or the one stored beside the set) and its special tokens; a run must use the same one.
+
+examples:
+  mmjax data pack --form packs --size 2048 --out packs data.source=jsonl data.path=docs.jsonl data.tokenizer=/models/t5
+  mmjax train --config C --workdir W data.packing=packs
+"""
+
+
 def _raw(verbs: Any, name: str, epilog: str, **kwargs: str) -> argparse.ArgumentParser:
     return verbs.add_parser(name, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
@@ -86,9 +97,13 @@ def _source_of(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(verbs: Any) -> None:
-    about = "index, curate and look at data"
+    about = "index, curate, pack and look at data"
     data = _raw(
-        verbs, "data", DATA, help=about, description="Prepare a source and look at it: index tar shards, curate pairs, show examples."
+        verbs,
+        "data",
+        DATA,
+        help=about,
+        description="Prepare a source and look at it: index shards, curate pairs, pack texts, show examples.",
     )
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -116,6 +131,16 @@ def _data(verbs: Any) -> None:
     curate.add_argument("--overwrite", action="store_true", help="replace a kept index that is there")
     _source_of(curate)
 
+    pack = _raw(actions, "pack", PACK, help="pack texts into rows, or group them by length", description="Measure a source's texts, once.")
+    pack.add_argument("--out", required=True, metavar="DIR", help="the index, a folder; read with data.packing=DIR or data.length_groups")
+    pack.add_argument("--form", default="packs", metavar="FORM", help="packs (default) or length_groups")
+    pack.add_argument("--size", type=int, required=True, metavar="N", help="tokens a pack, or records a group")
+    pack.add_argument("--text", default="", metavar="KEY", help="key of a record's text; default the first there of caption(s), text(s)")
+    pack.add_argument("--no_start", action="store_true", help="leave out the start token that the tokenizer's format adds")
+    pack.add_argument("--no_end", action="store_true", help="leave out the end token")
+    pack.add_argument("--window", type=int, metavar="N", help="consecutive records looked at together; default 8192, of groups 65536")
+    _source_of(pack)
+
     show = _raw(
         actions, "show", DATA, help="a contact sheet of a source", description="Draw the first examples of a run, stored and transformed."
     )
@@ -138,6 +163,7 @@ def _cache(verbs: Any) -> None:
     cache.add_argument("--out", required=True, metavar="DIR", help="the set becomes DIR/SPLIT")
     cache.add_argument("--source", metavar="NAME", help="this source instead of the run's; more with data.* keys")
     cache.add_argument("--split", help="this split instead of the run's training split")
+    cache.add_argument("--component", metavar="WHICH", help="of a run on several sources: its number in the mixture, or the stream's name")
     cache.add_argument("--keep", default="", metavar="KEYS", help="keys of the records to store beside the value, e.g. label,captions")
     cache.add_argument("--input", metavar="KEY", help="what the function is given; default by its signature: image or tokens")
     cache.add_argument(

@@ -38,15 +38,14 @@ class Program:
     def init(self) -> TrainState:
         """A fresh state, created in its places."""
         fn = lambda: state.init(self.task, self.tx, dict(self.config.ema), self.config.seed)
-        places = jax.tree.map(lambda x: x.sharding, self.abstract)
         with sharding.use(self.mesh, self.table):
-            return jax.jit(fn, out_shardings=places)()
+            return jax.jit(fn, out_shardings=state.places(self.abstract))()
 
     def lower(self) -> Any:
         """The train step lowered for the mesh, its state donated: `.compile()` gives the executable."""
-        places = jax.tree.map(lambda x: x.sharding, self.abstract)
+        out = (state.places(self.abstract), None)
         with sharding.use(self.mesh, self.table):
-            return jax.jit(self.train_step, donate_argnums=0, out_shardings=(places, None)).lower(self.abstract, self.batch)
+            return jax.jit(self.train_step, donate_argnums=0, out_shardings=out).lower(self.abstract, self.batch)
 
     def ema_name(self) -> str | None:
         """The average that evaluations use."""

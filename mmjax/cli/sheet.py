@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmjax.core.errors import UserError
 from mmjax.data import loader
 from mmjax.data.bad import BadSample, place
+from mmjax.data.image import FORMATS, decoding
 from mmjax.data.source import Source, open_tokenizer
 from mmjax.data.stream import Stream, open_streams
 from mmjax.data.tokenizer import Tokenizer
@@ -101,10 +102,8 @@ def stored(record: Mapping[str, Any], most: int = _FRAMES) -> list[Image.Image]:
             [value] if isinstance(value, bytes) else [v for v in value if isinstance(v, bytes)] if isinstance(value, tuple | list) else []
         )
         for data in _some(encoded, most):
-            try:
-                found.append(Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")).convert("RGB"))
-            except Exception as e:  # Pillow raises many kinds
-                raise BadSample("undecodable", str(e)[:80]) from e
+            with decoding(data):
+                found.append(Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"))
     return found
 
 

@@ -30,6 +30,7 @@ from mmjax.core.metrics import MetricsWriter, memory_in_use
 from mmjax.core.progress import Progress
 from mmjax.core.state import TrainState
 from mmjax.core.types import Params
+from mmjax.data import provenance
 
 
 def main(args: argparse.Namespace) -> int:
@@ -213,6 +214,9 @@ def run(program: Program, workdir: Path, *, command: str, profile: tuple[int, in
         if start >= c.steps:
             say(f"'{workdir}' is trained to step {start} already; raise steps (now {c.steps}) to go on")
             return state
+        hosts.agree(provenance.digest(batches.sets), "data")
+        if notice := checkpoint_read.on_first(lambda: provenance.check(workdir, batches.sets, start, c.data.accept_changed)):
+            say(notice)
         if first:
             config_lib.save(c, workdir)
         writer = MetricsWriter(workdir, tensorboard=c.log.tensorboard, resume_step=start, is_writer=first, say=say)

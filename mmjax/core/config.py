@@ -26,11 +26,14 @@ Group = ConfigDict | Mapping[str, Any]  # a group of a config, or a plain dict i
 
 FORMAT = 1  # of config.json; a reader refuses a newer one
 
-# Groups whose keys are another's to name: the optimizer's, the schedule's, the averages'.
-OPEN = ("optim.args", "optim.schedule_args", "ema")
+# Groups whose keys are another's to name: the optimizer's, the schedule's, the averages', the records'.
+OPEN = ("optim.args", "optim.schedule_args", "ema", "data.features")
 
-# Keys that may differ between a saved run and the command that continues it: none changes what a step computes.
-MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", "data.workers", "data.threads", "data.prefetch", "data.dir", "data.max_bad")
+# Keys that may differ between a saved run and the command that continues it: none changes what a step computes. Of those that say
+# where a set lies, it is by its fingerprint that a run knows it (data/provenance.py).
+_PLACES = ("data.dir", "data.path", "data.index", "data.images", "data.subset", "data.packing", "data.length_groups")
+_READING = ("data.workers", "data.threads", "data.prefetch", "data.max_bad", "data.accept_changed")
+MAY_CHANGE = ("steps", "mesh", "evals", "checkpoint", "log", *_PLACES, *_READING)
 
 
 def base() -> ConfigDict:
@@ -50,7 +53,11 @@ def base() -> ConfigDict:
     c.data.path = placeholder(str)  # the set: a folder (tfds), files by glob or braces, "{00000..00099}.tar" (the others); below dir
     c.data.split = "train"
     c.data.subset = placeholder(str)  # a kept index of `mmjax data curate`; of split `data.split` only its records are read
+    # Indexes of `mmjax data pack`, folders; text alone: several sequences a row, or records of like length together in a batch.
+    c.data.packing = placeholder(str)
+    c.data.length_groups = placeholder(str)
     c.data.expect_fingerprint = placeholder(str)  # cached: of the model that must have made the set
+    c.data.accept_changed = placeholder(str)  # go on with sets that changed since the run began; the error about them says with what
     # key of a record -> what of the set fills it, "/" into nested ones: {"image": "image", "captions": "captions/text"}
     c.data.features = ConfigDict()
     c.data.features.unlock()
@@ -377,9 +384,19 @@ def differences(saved: ConfigDict, given: ConfigDict) -> list[str]:
     a, b = _leaves(saved), _leaves(given)
     out = []
     for key in sorted(set(a) | set(b)):
-        if a.get(key) != b.get(key) and not any(re.match(rf"{re.escape(p)}(\.|$)", key) for p in MAY_CHANGE):
+        if _fixed(key, a.get(key)) != _fixed(key, b.get(key)):
             out.append(f"{key}: {a.get(key, 'absent')!r} -> {b.get(key, 'absent')!r}")
     return out
+
+
+def _fixed(key: str, value: Any) -> Any:
+    """What of a key's value may not change: nothing of those of `MAY_CHANGE`, a stream's and a mixture's among them."""
+    key = re.sub(r"^data\.streams\.[^.]+\.", "data.", key)
+    if key == "data.mixture" and isinstance(value, tuple):
+        return [_fixed("data.mixture", part) for part in value]
+    if key == "data.mixture" and isinstance(value, dict):  # a component's keys
+        return {k: kept for k, v in value.items() if (kept := _fixed(f"data.{k}", v)) is not None}
+    return None if any(re.match(rf"{re.escape(p)}(\.|$)", key) for p in MAY_CHANGE) else value
 
 
 def _leaves(config: Group, prefix: str = "") -> dict[str, Any]:

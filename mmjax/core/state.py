@@ -22,7 +22,7 @@ class TrainState:
     """
     Attributes:
       step: int32, optimizer steps taken, skipped ones included.
-      cursor: uint32[2], examples consumed, as (high, low) words: 2**31 examples are a week's work at scale.
+      cursor: uint32[2], examples consumed, of all parts of a batch, as (high, low) words: 2**31 examples are a week's work at scale.
       nonfinite: int32, steps skipped in a row for a non-finite loss or gradient.
       skipped: int32, steps skipped in the whole run.
       key: uint32[2], words of the run's root key; the key of a step is this folded with `step`.
@@ -122,6 +122,11 @@ def shardings(
 def abstract(state: TrainState, places: TrainState) -> TrainState:
     """Shapes joined with places: what a checkpoint is restored into."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, places)
+
+
+def places(abstract: TrainState) -> TrainState:
+    """What `abstract` joined, without the shapes again."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
 
 
 def eval_params(state: TrainState, ema: str | None) -> Params:

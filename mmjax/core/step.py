@@ -45,8 +45,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         who = roles(task, state.params)
-        size = jax.tree.leaves(batch)[0].shape[0]
-        batch = {**batch, "_index": jnp.arange(size, dtype=jnp.int32)}
+        size = sum(examples(batch).values())
+        batch = _numbered(batch)
         key = jax.random.fold_in(rng.wrap(state.key), state.step)
 
         loss, grads, aux = _gradients(task, who, state.params, batch, key, state.step, accumulate)
@@ -85,6 +85,36 @@ def make_train_step(
         return new_state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
     return train_step
+
+
+def examples(batch: Mapping[str, Any]) -> dict[str, int]:
+    """How many examples each part of a nested batch (or its spec) has, by names in order; {"": n} of a batch of arrays.
+
+    Their sum is what the cursor advances by in a step, whatever the parts are called.
+
+    Raises:
+      ValueError: arrays beside parts, or arrays of one part whose leading axes differ.
+    """
+    nested = [name for name in sorted(batch) if isinstance(batch[name], Mapping)]
+    if nested and len(nested) != len(batch):
+        raise ValueError(f"a batch is arrays or parts, got both: {sorted(batch)}, of which {nested} are parts")
+    sizes = {}
+    for name in nested or [""]:
+        found = {x.shape[0] for x in jax.tree.leaves(batch[name] if name else batch)}
+        if len(found) != 1:
+            raise ValueError(f"the arrays of {f'part {name!r}' if name else 'a batch'} have one leading axis, got {sorted(found)}")
+        sizes[name] = found.pop()
+    return sizes
+
+
+def _numbered(batch: Batch) -> Batch:
+    """With `_index`, in every part where there are parts: the examples of a step numbered through, so that no two draw the same noise."""
+    out, first = {}, 0
+    for name, size in examples(batch).items():
+        index = jnp.arange(first, first + size, dtype=jnp.int32)
+        out |= {name: {**batch[name], "_index": index}} if name else {**batch, "_index": index}
+        first += size
+    return out
 
 
 def _without(params: Params, paths: frozenset[str]) -> Params:

@@ -38,7 +38,8 @@ class Task:
         means over examples), `"state"` (a partial tree of new values for leaves named in `state`) and
         `"weight"` (a scalar: what this batch's mean was divided by, so that unequal microbatches are
         weighted correctly; 1 if absent). Noise drawn for an example must come from
-        `rng.per_example(key, batch["_index"])`: then it depends on neither accumulation nor mesh.
+        `rng.per_example(key, batch["_index"])`: then it depends on neither accumulation nor mesh. Where the batch has
+        parts (`data.streams`), each has an `_index` of its own, and no two examples of a step the same number.
       batch_spec: tree of global `jax.ShapeDtypeStruct`, leading axis = examples.
       limits: batch leaf -> the number its integers must stay below (vocabulary, classes). Indexing past a table's end
         raises nothing on a device, so the host looks at every batch.

@@ -26,10 +26,9 @@ from jaxtyping import Bool, Int32, Int64, UInt64
 from mmjax.core.errors import UserError, suggest
 from mmjax.data import phash
 from mmjax.data.bad import BadSample, place
-from mmjax.data.source import Source
-from mmjax.data.subset import fingerprint
+from mmjax.data.provenance import fingerprint
+from mmjax.data.source import Source, first_sound, text_key
 
-TEXT_KEYS = ("caption", "captions", "text", "texts")
 _CHUNK = 1024  # records a task
 _SHOWN = 20  # queries in the head and in the tail of a report
 
@@ -49,7 +48,7 @@ class Plan:
       match: "substring": the query stands anywhere in the text. "words": MetaCLIP's convention: query and text are padded with a space
         on either side, in the text , . ; : ? ! ` get spaces around them and tabs and line ends become spaces.
       ignore_case: compare case-folded; CLIP's and MetaCLIP's matching does not.
-      text: key of a record's text or texts (a pair then matches what any of them matches); "" takes the first of `TEXT_KEYS` there.
+      text: key of a record's text or texts (a pair then matches what any of them matches); "" takes the first of `source.TEXT_KEYS` there.
       id: key of what identifies a record when shards are reordered or rewritten; "" identifies it by its place in the source.
       dedup: "none", or a hash of `phash.HASHES`: of matched pairs with the same image only the one of the smallest hash of
         (seed, id) goes on; its own text decides then.
@@ -185,19 +184,11 @@ class _Part:
 
 def _text_key(source: Source, plan: Plan) -> str:
     """Which key of a record holds the text, by the first sound one."""
-    there: Mapping[str, Any] = {}
-    for i in range(len(source)):
-        with contextlib.suppress(BadSample):
-            there = source[i]
-            break
-    key = plan.text or next((k for k in TEXT_KEYS if k in there), "")
-    where = f"curation: records of source {source.info.name!r}"
-    if not key:
-        raise UserError(f"{where} have none of the keys {', '.join(TEXT_KEYS)}, only {', '.join(sorted(there))}; name theirs with text=KEY")
-    for wanted in (key, *([plan.id] if plan.id else []), *(["image"] if plan.dedup != "none" else [])):
+    there, where = first_sound(source), f"curation: records of source {source.info.name!r}"
+    for wanted in (*([plan.id] if plan.id else []), *(["image"] if plan.dedup != "none" else [])):
         if wanted not in there:
             raise UserError(f"{where} have no {wanted!r}{suggest(wanted, there)}")
-    return key
+    return text_key(there, plan.text, where)
 
 
 def _texts(value: Any, place: str) -> Sequence[str]:
@@ -225,7 +216,7 @@ def _look(source: Source, plan: Plan, key: str, find: Callable[[str], set[int]],
         if plan.dedup != "none":
             try:
                 images.append(phash.hash_image(record["image"], plan.dedup))
-            except Exception:  # Pillow raises many kinds for bytes that are no image
+            except BadSample:
                 unreadable.append(i)
                 continue
         matched.append(i)

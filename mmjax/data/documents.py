@@ -23,7 +23,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import files, tar
 from mmjax.data.bad import BadSample
 from mmjax.data.jsonl import Lines, open_lines
-from mmjax.data.source import Info, option, rooted
+from mmjax.data.source import Info, described, option, rooted, within
 
 _FEATURES = {"texts": "tuple of text", "images": "tuple of encoded bytes", "positions": "int32, one an image", "missing": "int32"}
 # A member by two halves of the hash of its name, sorted: 32 bytes each, found by bisection.
@@ -103,12 +103,11 @@ class Documents:
         return len(self._lines)
 
     def describe(self, i: int) -> str:
-        return f"source {self.info.name!r} ({self.info.split}), record {i} ({self._lines.describe(i)})"
+        return described(self.info, i, self._lines.describe(i))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Raises: BadSample: a line that is no document."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} has {len(self)} records, asked for number {i}")
+        within(self, i)
         texts, named = parse(self._lines[i])
         read = [(at, self._store.read(name)) for at, name in named]
         there = [(at, data) for at, data in read if data is not None]

@@ -1,8 +1,9 @@
 """Images: encoded bytes to pixels, and Pillow's resize on arrays. A picture is uint8 [H, W, C] with C = 1 or 3."""
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,22 @@ _UPRIGHT = {  # EXIF orientation -> how to turn the stored picture, as a viewer 
 _ORIENTATION = 0x0112
 
 
+@contextlib.contextmanager
+def decoding(data: bytes | np.ndarray) -> Iterator[None]:
+    """Turns whatever Pillow raises over these bytes into a BadSample, except that there is no memory."""
+    try:
+        yield
+    except (BadSample, MemoryError):
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise BadSample("bomb", str(e)) from e
+    except UnidentifiedImageError as e:
+        raise BadSample("undecodable", f"not a {', '.join(FORMATS)} image, starts with {bytes(data[:8])!r}") from e
+    except Exception as e:  # Pillow's decoders raise whatever their readers trip over
+        kind = "truncated" if isinstance(e, OSError | EOFError) and "truncated" in str(e).lower() else "undecodable"
+        raise BadSample(kind, f"{type(e).__name__}: {' '.join(str(e).split())[:120]}") from e
+
+
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """Encoded bytes -> uint8 [H, W, channels]; 1 channel is luma (ITU-R 601-2), 3 is RGB. PNG, JPEG, WebP, GIF, BMP; first frame.
@@ -96,21 +113,12 @@ class Decode:
             raise BadSample("missing", "no image")
         if not len(data):
             raise BadSample("empty_file", "the image has no bytes")
-        try:
+        with decoding(data):
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             self._check(image.size)
             image.load()
             image = self._turned(image)
             return {**example, "image": self._pixels(image)}
-        except (BadSample, MemoryError):
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-            raise BadSample("bomb", str(e)) from e
-        except UnidentifiedImageError as e:
-            raise BadSample("undecodable", f"not a {', '.join(FORMATS)} image, starts with {bytes(data[:8])!r}") from e
-        except Exception as e:  # Pillow's decoders raise whatever their readers trip over
-            kind = "truncated" if isinstance(e, OSError | EOFError) and "truncated" in str(e).lower() else "undecodable"
-            raise BadSample(kind, f"{type(e).__name__}: {' '.join(str(e).split())[:120]}") from e
 
     def _check(self, size: tuple[int, int]) -> None:
         """What the file's header says, before anything is unpacked."""

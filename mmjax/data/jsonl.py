@@ -24,7 +24,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data import files
 from mmjax.data.bad import BadSample
-from mmjax.data.source import NOTHING, Info, features_of, field, fields_of, option, rooted, texts_of
+from mmjax.data.source import NOTHING, Info, described, features_of, field, fields_of, label_of, option, rooted, texts_of, within
 
 _CHUNK = 16 << 20
 _LONGEST_LINE = 64 << 20
@@ -174,12 +174,11 @@ class Jsonl:
         return len(self._lines)
 
     def describe(self, i: int) -> str:
-        return f"source {self.info.name!r} ({self.info.split}), record {i} ({self._lines.describe(i)})"
+        return described(self.info, i, self._lines.describe(i))
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Raises: BadSample: a line that is no JSON object, or a field or an image that is missing or not allowed."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} has {len(self)} records, asked for number {i}")
+        within(self, i)
         return dict(self._items(self._lines[i], i))
 
     def _items(self, line: Mapping[str, Any], i: int) -> Iterator[tuple[str, Any]]:
@@ -192,15 +191,9 @@ class Jsonl:
             elif key == "image":
                 yield key, read_image(value, self._root or files.parent(self._lines.place(i)[0]), self._absolute)
             elif key == "label":
-                yield key, _label(value, len(self.info.classes))
+                yield key, label_of(value, len(self.info.classes))
             else:
                 yield key, value
-
-
-def _label(value: Any, classes: int) -> np.int32:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (classes or 1 << 31):
-        raise BadSample("other", f"label {value!r} is no number of a class{f', 0 to {classes - 1}' if classes else ''}")
-    return np.int32(value)
 
 
 def read_image(name: Any, root: str, absolute: bool) -> bytes:

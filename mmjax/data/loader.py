@@ -39,7 +39,7 @@ _ENDLESS = 1 << 60  # batches
 _EVAL_SEED = 0
 _ATTEMPTS = 50  # records tried for one position: with half of them bad, one in 10^15 positions would need more
 _NAMED = 20  # bad records of a source that are named; the others are counted
-_WATCHED = 1000  # examples over which the share of bad ones is taken, at least
+WATCHED = 1000  # examples over which the share of bad ones is taken, at least
 
 OrderLike = Callable[[Int64[np.ndarray, "R"]], Int64[np.ndarray, "R"]]  # with `replacement(position, attempt)`: Order, MixtureOrder
 
@@ -223,7 +223,7 @@ class _Maker:
             return self.transform(self.source[record], rng)
         except BadSample:
             raise
-        except Exception as e:
+        except Exception as e:  # of whatever kind, it is told with the record's place; it is no error of the loader
             reason = str(e)
             if not isinstance(e, UserError):
                 frame = traceback.extract_tb(e.__traceback__)[-1]
@@ -312,7 +312,7 @@ class Batches:
                 batch = {key: np.array(value) if value is batch[key] else value for key, value in finished.items()}
             self._watch(batch["_bad"])
             return batch
-        except BaseException:
+        except BaseException:  # Ctrl-C too leaves no thread and no process behind
             self.close()
             raise
 
@@ -354,16 +354,10 @@ class _Watch:
         failed = bad.sum(0, dtype=np.int64)
         self._recent.append((len(bad), failed))
         self._seen, self._failed = self._seen + len(bad), self._failed + failed
-        while self._seen - self._recent[0][0] >= _WATCHED:
+        while self._seen - self._recent[0][0] >= WATCHED:
             rows, old = self._recent.popleft()
             self._seen, self._failed = self._seen - rows, self._failed - old
-        total = int(self._failed.sum())
-        if self._seen >= _WATCHED and total > self._max_bad * (self._seen + total):
-            kinds = ", ".join(f"{n} {kind}" for kind, n in zip(KINDS, self._failed.tolist(), strict=True) if n)
-            raise UserError(
-                f"{_name(self._make.source)}: {total} of the last {self._seen + total} records read are bad ({kinds}), more than "
-                f"data.max_bad={self._max_bad:g}; look at those named above, repair the set, or raise data.max_bad"
-            )
+        too_many(self._failed, self._seen, self._max_bad, _name(self._make.source))
 
     def _name(self, position: int) -> None:
         info = self._make.source.info
@@ -379,6 +373,17 @@ class _Watch:
                 self._say(f"{where} is bad ({why}); {'replaced' if self._make.endless else 'left out'}")
             else:
                 self._say(f"{_name(self._make.source)}: more bad records are counted, not named")
+
+
+def too_many(failed: np.ndarray, seen: int, max_bad: float | int, source: str) -> None:
+    """Raises `UserError` if, of at least 1,000 examples seen with `failed` [kinds] bad records among what was read, those are too many."""
+    total = int(failed.sum())
+    if seen >= WATCHED and total > max_bad * (seen + total):
+        kinds = ", ".join(f"{n} {kind}" for kind, n in zip(KINDS, failed.tolist(), strict=True) if n)
+        raise UserError(
+            f"{source}: {total} of the last {seen + total} records read are bad ({kinds}), more than data.max_bad={max_bad:g}; look at "
+            "those named above, repair the set, or raise data.max_bad"
+        )
 
 
 def tally(bad: np.ndarray) -> dict[str, int]:

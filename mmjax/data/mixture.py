@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from mmjax.core.errors import UserError
 from mmjax.data.bad import place
 from mmjax.data.order import Order
-from mmjax.data.source import Info, Source
+from mmjax.data.source import Info, Source, within
 from mmjax.data.transforms import Transform
 
 _LONGEST = 1 << 17  # of an exact period
@@ -146,8 +146,7 @@ class Concat:
 
     def find(self, i: int) -> tuple[int, int]:
         """(component, its record)."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} has {len(self)} records, asked for number {i}")
+        within(self, i)
         component = int(np.searchsorted(self._ends, i, side="right"))
         return component, i - int(self._ends[component - 1] if component else 0)
 

@@ -6,6 +6,7 @@ together in a batch. Both are lists of record numbers: group g is `members[offse
 
 import bisect
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -18,10 +19,12 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from mmjax.core.errors import UserError
+from mmjax.data.bad import place
+from mmjax.data.provenance import fingerprint
 from mmjax.data.source import Source
 
 FORMAT = 1
-_KINDS = ("packs", "length_groups")
+KINDS = ("packs", "length_groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Index:
       count: records of the source it was made for.
       members: int64[M], record numbers, group by group.
       offsets: int64[G + 1].
-      about: what else to know: how full packs are, how many sequences are cut.
+      about: what else to know: how full packs are, how many sequences are cut, how they were measured.
+      digest: hex digits of members and offsets.
     """
 
     kind: str
@@ -43,6 +47,7 @@ class Index:
     members: np.ndarray
     offsets: np.ndarray
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,12 +59,12 @@ class Index:
         arrays = (self.members, self.offsets)
         if all(isinstance(a, np.memmap) for a in arrays):  # a worker process opens the files itself
             arrays = tuple(Path(a.filename) for a in arrays)
-        return _rebuild, (self.kind, self.size, self.count, *arrays, self.about)
+        return _rebuild, (self.kind, self.size, self.count, *arrays, self.about, self.digest)
 
 
-def _rebuild(kind: str, size: int, count: int, members: Any, offsets: Any, about: Mapping[str, Any]) -> Index:
+def _rebuild(kind: str, size: int, count: int, members: Any, offsets: Any, about: Mapping[str, Any], digest: str) -> Index:
     arrays = [np.load(a, mmap_mode="r", allow_pickle=False) if isinstance(a, Path) else a for a in (members, offsets)]
-    return Index(kind, size, count, *arrays, about)
+    return Index(kind, size, count, *arrays, about, digest)
 
 
 def pack(lengths: Int[np.ndarray, "N"], capacity: int, window: int = 8192) -> Index:
@@ -134,18 +139,21 @@ def group_by_length(lengths: Int[np.ndarray, "N"], size: int, window: int = 6553
 
 def _index(kind: str, size: int, count: int, groups: Sequence[Sequence[int]], about: Mapping[str, Any]) -> Index:
     offsets = np.cumsum([0, *(len(g) for g in groups)], dtype=np.int64)
-    return Index(kind, size, count, np.array([i for g in groups for i in g], np.int64), offsets, about)
+    members = np.array([i for g in groups for i in g], np.int64)
+    digest = hashlib.sha256(members.tobytes() + offsets.tobytes()).hexdigest()[:16]
+    return Index(kind, size, count, members, offsets, about, digest)
 
 
-def save(index: Index, folder: Path, source: Source) -> None:
-    """Writes `folder` (index.json, members.npy, offsets.npy) in one rename; a folder of that name is replaced.
+def save(index: Index, folder: str | os.PathLike, source: Source) -> None:
+    """Writes `folder` (index.json, members.npy, offsets.npy) in one rename; an index of that name is replaced.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or something else stands there.
     """
     folder = Path(folder)
     header = {"format": FORMAT, "kind": index.kind, "size": index.size, "count": index.count, "groups": len(index)}
-    header |= {**_identity(source), "about": dict(index.about)}
+    header |= {**_identity(source), "source": source.info.name, "about": dict(index.about), "digest": index.digest}
+    check_out(folder)
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -166,7 +174,14 @@ def save(index: Index, folder: Path, source: Source) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: Path, source: Source, kind: str) -> Index:
+def check_out(folder: str | os.PathLike) -> None:
+    """Raises `UserError` if something that is no index stands where one is to be written; good to know beforehand."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / "index.json").is_file():
+        raise UserError(f"'{folder}' is no index and is not overwritten; choose another --out")
+
+
+def load(folder: str | os.PathLike, source: Source, kind: str) -> Index:
     """Opens what `save` wrote; the arrays stay on disk until they are touched.
 
     Raises:
@@ -178,25 +193,35 @@ def load(folder: Path, source: Source, kind: str) -> Index:
         members, offsets = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("members", "offsets"))
         if header["format"] > FORMAT:
             raise UserError(f"index {str(folder)!r} has format {header['format']}, this is mmjax with format {FORMAT}: upgrade")
-        index = Index(header["kind"], header["size"], header["count"], members, offsets, header["about"])
-        whole = len(index) == header["groups"] and index.offsets[-1] == len(members) and header["kind"] in _KINDS
+        index = Index(header["kind"], header["size"], header["count"], members, offsets, header["about"], header["digest"])
+        whole = len(index) == header["groups"] and index.offsets[-1] == len(members) and header["kind"] in KINDS
         made_for = {key: header[key] for key in _identity(source)}
     except FileNotFoundError:
-        raise UserError(f"there is no index {str(folder)!r}; build it first") from None
+        raise UserError(f"there is no index {str(folder)!r}; build it first: {_command(folder, kind)}") from None
     except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
         raise UserError(f"index {str(folder)!r} is damaged ({type(e).__name__}: {e}); delete it and build it again") from None
     if not whole:
         raise UserError(f"index {str(folder)!r} is damaged (its arrays do not fit its header); delete it and build it again")
     if index.kind != kind:
-        raise UserError(f"index {str(folder)!r} holds {index.kind}, expected {kind}")
+        raise UserError(f"index {str(folder)!r} holds {index.kind}, expected {kind}: {_command(folder, kind)}")
     if made_for != _identity(source) or index.count != len(source):
         then, now = ({**made_for, "records": index.count}, {**_identity(source), "records": len(source)})
-        raise UserError(f"index {str(folder)!r} was built for another set, {then}; this is {now}; build it again")
+        raise UserError(f"index {str(folder)!r} was built for another set, {then}; this is {now}; build it again: {_command(folder, kind)}")
     return index
 
 
+def _command(folder: Path, kind: str) -> str:
+    return f"mmjax data pack --form {kind} --out {folder}"
+
+
 def _identity(source: Source) -> dict[str, str]:
-    return {"source": source.info.name, "split": source.info.split, "fingerprint": source.info.fingerprint}
+    """What an index is held against; a set that was moved has the same."""
+    return {"split": source.info.split, "fingerprint": fingerprint(source)}
+
+
+def _digest(source: Source, index: Index) -> str:
+    """The fingerprint of packs or groups of a source."""
+    return hashlib.sha256(f"{fingerprint(source)} {index.digest} {index.size}".encode()).hexdigest()[:16]
 
 
 class Packed:
@@ -210,7 +235,7 @@ class Packed:
         """`tokens` gives a record's sequence; it is what the lengths were measured with."""
         self._source, self._index, self._tokens, self._pad = source, index, tokens, pad
         features = {key: f"int32[{index.size}]" for key in ("tokens", "segments", "positions")}
-        self.info = dataclasses.replace(source.info, features=features, groups=())
+        self.info = dataclasses.replace(source.info, features=features, groups=(), fingerprint=_digest(source, index))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -231,15 +256,17 @@ class Packed:
     def describe(self, g: int) -> str:
         """A pack in words, for messages."""
         info = self.info
-        return f"source {info.name!r} ({info.split}), pack {g} of records {', '.join(map(str, self._index[g][:8]))}"
+        members = self._index[g].tolist()
+        more = f" and {len(members) - 8} more" if len(members) > 8 else ""
+        return f"source {info.name!r} ({info.split}), pack {g} of records {', '.join(map(str, members[:8]))}{more}"
 
 
 class Grouped:
     """A source in the order of its length groups: record i is member i % size of group i // size."""
 
     def __init__(self, source: Source, index: Index):
-        self._source, self._index = source, index
-        self.info = dataclasses.replace(source.info, groups=())
+        self._source, self._index, self.size = source, index, index.size
+        self.info = dataclasses.replace(source.info, groups=(), fingerprint=_digest(source, index))
 
     def __len__(self) -> int:
         return len(self._index.members)
@@ -249,4 +276,4 @@ class Grouped:
 
     def describe(self, i: int) -> str:
         """A record in words, for messages."""
-        return f"source {self.info.name!r} ({self.info.split}), record {int(self._index.members[i])}"
+        return place(self._source, int(self._index.members[i]))

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int, UInt8, UInt64
 from PIL import Image
 
 from mmjax.core.errors import UserError
+from mmjax.data.image import FORMATS, decoding
 
 MAX_DISTANCE = 7  # with more, the bands by which near hashes find each other get so narrow that all meet all
 _SIDE = 32
@@ -47,9 +48,9 @@ def hash_image(encoded: bytes, kind: str = "phash") -> int:
     """The hash of an encoded image (a key of `HASHES`), 0 <= hash < 2**64.
 
     Raises:
-      Whatever Pillow raises for an image that cannot be decoded.
+      BadSample: it cannot be decoded.
     """
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as image:
+    with decoding(encoded), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         image.draft("L", (4 * _SIDE, 4 * _SIDE))  # JPEG: decode at an eighth of the size where that is enough; others ignore it
         return hash_picture(image, kind)
 

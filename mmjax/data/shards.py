@@ -6,7 +6,7 @@ Config (group `data`):
   features: key of a record -> what fills it. Unset: {"image": "image", "captions": "caption"}. "caption" is the txt member, else the json's
     "caption"; any other value is a field of the json member, with "/" into nested ones. Without `captions`, images alone are enough.
 
-A record: `image` encoded bytes, `captions` a tuple of text, and the other features as the json has them.
+A record: `image` encoded bytes, `captions` a tuple of text, `label` int32, and the other features as the json has them.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any
 from mmjax.core.errors import UserError
 from mmjax.data import files, shard_index
 from mmjax.data.bad import BadSample
-from mmjax.data.source import NOTHING, Info, data_dir, features_of, field, fields_of, option, rooted, texts_of
+from mmjax.data.source import NOTHING, Info, data_dir, described, features_of, field, fields_of, label_of, option, rooted, texts_of, within
 
 _GAP = 64 << 10  # members closer than this are read in one go
 FEATURES = {"image": "image", "captions": "caption"}
@@ -83,12 +83,11 @@ class Shards:
         """Record `i` for a message: its shard and where its image lies in it."""
         row = self._index.records[i]
         where = f"shard '{self._paths[row['shard']]}', image at byte {row['image']}"
-        return f"source {self.info.name!r} ({self.info.split}), record {i} ({where})"
+        return described(self.info, i, where)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Raises: BadSample: text or json that does not parse. UserError: a shard that is missing or shorter than it was."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} has {len(self)} records, asked for number {i}")
+        within(self, i)
         shard, image, image_size, text, text_size, meta, meta_size = self._index.records[i].item()
         wants_meta = bool(self._fields) or ("captions" in self._features and not text)
         spans = {"image": (image, image_size)} if "image" in self._features else {}
@@ -131,6 +130,8 @@ class Shards:
             if "captions" not in out:
                 out["captions"] = _text(parts["text"]) if "text" in parts else field(meta, "caption")
             out["captions"] = texts_of(out["captions"])
+        if "label" in out:
+            out["label"] = label_of(out["label"])
         return out
 
     def _check_fields(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
@@ -162,7 +163,18 @@ SOURCES: dict[str, Callable[[Any, str], Source]] = {
     "video": video,
 }
 
-# --- what the sources share: reading their config, and features out of nested records --------------------------------
+# --- what the sources share: numbers of records, reading their config, and features out of nested records --------------------------------
+
+
+def within(source: Source, i: int) -> None:
+    """Raises: IndexError where a source has no record `i`; a negative number is none."""
+    if not 0 <= i < len(source):
+        raise IndexError(f"source {source.info.name!r} ({source.info.split}) has {len(source)} records, asked for number {i}")
+
+
+def described(info: Info, i: int, where: str) -> str:
+    """Record `i` for a message, with the file it lies in."""
+    return f"source {info.name!r} ({info.split}), record {i} ({where})"
 
 
 def option(config: Any, key: str, default: Any = None) -> Any:
@@ -230,6 +242,38 @@ def texts_of(value: Any) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in out):
         raise BadSample("bad_text", f"a caption is no text but {type(value).__name__}")
     return out
+
+
+def label_of(value: Any, classes: int = 0) -> np.int32:
+    """A label as the number of a class, below `classes` where that is known.
+
+    Raises:
+      BadSample: something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < (classes or 1 << 31):
+        raise BadSample("other", f"label {value!r} is no number of a class{f', 0 to {classes - 1}' if classes else ''}")
+    return np.int32(value)
+
+
+TEXT_KEYS = ("caption", "captions", "text", "texts")
+
+
+def first_sound(source: Source) -> Mapping[str, Any]:
+    """The first record that can be read; {} if none can."""
+    for i in range(len(source)):
+        with contextlib.suppress(BadSample):
+            return source[i]
+    return {}
+
+
+def text_key(record: Mapping[str, Any], given: str, where: str) -> str:
+    """Which key of a record like this one holds the text: `given`, or the first of `TEXT_KEYS` that is there. Raises UserError."""
+    key = given or next((k for k in TEXT_KEYS if k in record), "")
+    if not key:
+        raise UserError(f"{where} have none of the keys {', '.join(TEXT_KEYS)} but {', '.join(sorted(record))}; name theirs by --text KEY")
+    if key not in record:
+        raise UserError(f"{where} have no {key!r}{suggest(key, record)}")
+    return key
 
 
 # --- where prepared sets lie ------------------------------------------------------------------------------------------

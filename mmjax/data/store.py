@@ -23,7 +23,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.bad import KINDS, BadSample
-from mmjax.data.source import Info, option, rooted
+from mmjax.data.source import Info, option, rooted, within
 from mmjax.version import __version__
 
 FORMAT = 1  # a reader refuses a newer one
@@ -288,8 +288,7 @@ class Cached:
         return self.meta["count"]
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"cached set '{self._folder}' has {len(self)} records, asked for number {i}")
+        within(self, i)
         with self._damage(f"record {i}"):
             record = decode(self._records[i])
         if BAD in record:

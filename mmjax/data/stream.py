@@ -14,7 +14,9 @@ from mmjax.data import transforms
 from mmjax.data.loader import OrderLike
 from mmjax.data.mixture import ByComponent, Concat, MixtureOrder, shares
 from mmjax.data.order import Order
-from mmjax.data.source import Source, open_source, open_tokenizer
+from mmjax.data.provenance import Remembered, remembered
+from mmjax.data.source import Source, open_source, open_tokenizer, rooted
+from mmjax.data.text_lengths import open_grouped, open_packed
 from mmjax.data.transforms import Transform
 
 _OF_THE_RUN = ("mixture", "streams", "workers", "threads", "prefetch", "max_bad")  # keys that no single source has
@@ -22,12 +24,13 @@ _OF_THE_RUN = ("mixture", "streams", "workers", "threads", "prefetch", "max_bad"
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """What `loader.batches` reads."""
+    """What `loader.batches` reads, and the sets it is made of."""
 
     source: Source
     transform: Transform
     order: OrderLike
     seed: int
+    sets: tuple[Remembered, ...] = ()
 
 
 def open_streams(data: ConfigDict, seed: int) -> dict[str, Stream]:
@@ -54,19 +57,37 @@ def open_stream(data: ConfigDict, seed: int, where: str = "data") -> Stream:
       UserError: a component that is none, a key it does not take, or what opening a source raises.
     """
     if not data.mixture:
-        source = open_source(data, data.split)
-        limits = {key: data[key] for key in ("max_aspect", "min_side")}
-        transform = transforms.build(data.transforms, open_tokenizer(source, data.tokenizer), f"{where}.transforms", limits)
-        return Stream(source, transform, Order(len(source), seed, source.info.groups, data.window), seed)
+        return _single(data, seed, where)
     parts, weights = [], []
     for i, component in enumerate(data.mixture):
         place = f"{where}.mixture[{i}]"
         if not isinstance(component, tuple | list) or len(component) != 2 or not isinstance(component[1], Mapping | ConfigDict):
             raise UserError(f"{place}: expected (weight, {{keys of data}}), got {component!r}")
         weights.append(component[0])
-        parts.append(open_stream(overlaid(data, component[1], place), derived(seed, i), place))
-    order = MixtureOrder(shares(weights), tuple(part.order for part in parts))
-    return Stream(Concat([part.source for part in parts]), ByComponent(tuple(part.transform for part in parts)), order, seed)
+        group = overlaid(data, component[1], place)
+        if group.length_groups:
+            raise UserError(f"{place}: data.length_groups is for one source; in a mixture no batch is one group")
+        parts.append(open_stream(group, derived(seed, i), place))
+    order, transform = MixtureOrder(shares(weights), tuple(part.order for part in parts)), ByComponent(tuple(p.transform for p in parts))
+    return Stream(Concat([part.source for part in parts]), transform, order, seed, tuple(s for part in parts for s in part.sets))
+
+
+def _single(data: ConfigDict, seed: int, where: str) -> Stream:
+    """One source in its order: its own, or that of its packs or length groups."""
+    source = open_source(data, data.split)
+    tokenizer = open_tokenizer(source, data.tokenizer)
+    if data.packing and data.length_groups:
+        raise UserError(f"{where}: data.packing and data.length_groups are two ways to the same end; set one of them")
+    block = 1
+    if data.packing:
+        source = open_packed(data, source, tokenizer)
+    elif data.length_groups:
+        source = open_grouped(data, source, tokenizer)
+        block = source.size
+    limits = {key: data[key] for key in ("max_aspect", "min_side")}
+    transform = transforms.build(data.transforms, tokenizer, f"{where}.transforms", limits)
+    order = Order(len(source), seed, source.info.groups, data.window, block=block)
+    return Stream(source, transform, order, seed, (remembered(source, where, data.path and rooted(data, data.path)),))
 
 
 def overlaid(data: ConfigDict, keys: Group, where: str, also: tuple[str, ...] = ()) -> ConfigDict:

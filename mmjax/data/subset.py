@@ -14,34 +14,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from mmjax.core.errors import UserError
-from mmjax.data.bad import BadSample, place
-from mmjax.data.source import Source
+from mmjax.data.bad import place
+from mmjax.data.provenance import fingerprint
+from mmjax.data.source import Source, within
 from mmjax.version import __version__
 
 FORMAT = 1  # a reader refuses a newer one
 KEPT, HEADER, REPORT, TABLE = "kept.npy", "header.json", "report.json", "report.txt"
-
-
-def fingerprint(source: Source) -> str:
-    """16 hex digits that change with the source: a hash of its split, length and own fingerprint, and where it has none of its name and
-    of 16 records spread over it."""
-    n, info = len(source), source.info
-    h = hashlib.sha256(json.dumps([info.split, n, info.fingerprint or info.name]).encode())
-    for i in sorted({i * (n - 1) // 15 for i in range(16)} if n and not info.fingerprint else ()):
-        try:
-            record = source[i]
-        except BadSample as e:
-            record = {"bad": e.kind}
-        for key in sorted(record):
-            data = _bytes_of(record[key])
-            h.update(f"{key} {len(data)} ".encode() + data)
-    return h.hexdigest()[:16]
-
-
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    return value.tobytes() if isinstance(value, np.ndarray | np.generic) else repr(value).encode()
 
 
 def save(kept: Int64[np.ndarray, "K"], report: Mapping[str, Any], table: str, out: str | os.PathLike, *, overwrite: bool = False) -> Path:
@@ -151,8 +130,7 @@ class Subset:
         return len(self._kept)
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} ({self.info.split}), subset: has {len(self)} records, asked for number {i}")
+        within(self, i)
         return self._source[int(self._kept[i])]
 
     def describe(self, i: int) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from mmjax.core.errors import UserError, suggest
 from mmjax.data import files, tokenizer
 from mmjax.data.bad import BadSample
-from mmjax.data.source import Info, data_dir, features_of, option
+from mmjax.data.source import Info, data_dir, features_of, option, within
 
 _IN_MEMORY = 64 << 20  # a split of fewer bytes on disk is read once and kept
 _MODULES = "tensorflow_datasets.core.features."
@@ -220,8 +220,7 @@ class Prepared:
         return len(self._records)
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self._place} has {len(self)} records, asked for number {i}")
+        within(self, i)
         if self._kept is not None:
             if isinstance(self._kept[i], BadSample):
                 raise BadSample(*self._kept[i].args)
@@ -272,9 +271,9 @@ def _check_split(split: str, splits: Mapping[str, Any], name: str) -> None:
             raise UserError(f"source {name!r}: unknown split {part!r}{suggest(part, splits)}")
     try:
         count = splits[split].num_examples
-    except Exception as e:
+    except (ValueError, AssertionError) as e:
         raise UserError(f"source {name!r}: split {split!r} cannot be read ({e}); expected the like of 'train[:10%]' or 'train+test'") from e
-    if not count:
+    if count <= 0:  # TFDS counts train[5:2] as less than nothing
         raise UserError(f"source {name!r}: split {split!r} is empty")
 
 

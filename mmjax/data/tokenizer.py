@@ -51,15 +51,22 @@ class Tokenizer:
         return tuple(self._engine.ids(text))
 
     def encode(
-        self, texts: str | Sequence[str], length: int, *, start: bool | None = None, end: bool | None = None
+        self,
+        texts: str | Sequence[str],
+        length: int,
+        *,
+        start: bool | None = None,
+        end: bool | None = None,
+        pad: int | None = None,
     ) -> Int32[np.ndarray, "N L"]:
         """Start token, text, end token, padding, in `length` ids. A text too long is cut at its end, and the end token is kept.
 
         `start` and `end`: whether to add the tokens; None does what the tokenizer's own format does (CLIP and BERT add both, T5 and
-        SigLIP the end token, LLaMA the start token).
+        SigLIP the end token, LLaMA the start token). `pad`: an id in place of the tokenizer's own.
 
         Raises:
-          UserError: a `length` without room for the special tokens, or a special token asked for that the tokenizer has not.
+          UserError: a `length` without room for the special tokens, a special token asked for that the tokenizer has not, or a `pad`
+            outside the vocabulary.
         """
         prefix = self._around("start", start, self._published.prefix, self.start)
         suffix = self._around("end", end, self._published.suffix, self.end)
@@ -69,7 +76,9 @@ class Tokenizer:
                 f"tokenizer: length {length} leaves no room for its special tokens, {len(prefix)} before and {len(suffix)} after"
             )
         texts = [texts] if isinstance(texts, str) else list(texts)
-        out = np.full((len(texts), length), self.pad, np.int32)
+        if pad is not None and not 0 <= pad < self.vocab_size:
+            raise UserError(f"tokenizer: pad {pad} is outside the vocabulary of {self.vocab_size}")
+        out = np.full((len(texts), length), self.pad if pad is None else pad, np.int32)
         # One text, as in a loader, goes without the library's thread pool: it is no faster, and it must not be used before a fork.
         for row, text in zip(out, self._engine.batch(texts) if len(texts) > 1 else map(self._one, texts), strict=True):
             ids = (*prefix, *text[:room], *suffix)
@@ -88,9 +97,10 @@ class Tokenizer:
     def _one(self, text: str) -> Sequence[int]:
         return self._cached(text) if len(text) <= _CACHED else self._ids(text)
 
-    def encode_plain(self, text: str) -> list[int]:
-        """The ids of the text alone: no special tokens, no padding, nothing cut."""
-        return list(self._one(text))
+    def encode_plain(self, text: str, *, start: bool | None = False, end: bool | None = False) -> list[int]:
+        """The ids of the text, nothing cut and no padding; special tokens only where asked for, as in `encode`."""
+        prefix = self._around("start", start, self._published.prefix, self.start)
+        return [*prefix, *self._one(text), *self._around("end", end, self._published.suffix, self.end)]
 
     def decode(self, ids: Int[np.ndarray, "L"] | Sequence[int]) -> str:
         """The text of one row, up to its end token. What `encode` cleaned away (case, spacing around signs) is gone."""

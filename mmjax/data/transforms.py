@@ -9,11 +9,12 @@ What is wrong with one record alone (no image, an empty caption) raises `BadSamp
 
 import dataclasses
 import math
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from PIL import Image, ImageEnhance
 
 from mmjax.core.errors import UserError, suggest
@@ -314,7 +315,14 @@ class PickCaption:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenize:
-    """Text `source` -> int32 [length] `target`. `build` fills in the tokenizer.
+    """Text `source` -> int32 [length] `target`: special tokens and text, cut so that the end token stays, padded to the full length.
+
+    Unset, the tokenizer's own format decides: CLIP's rows are start, text, end (a text too long ends in the end token, as OpenAI
+    truncates), BERT's [CLS], text, [SEP], T5's and SigLIP's text, end.
+
+    Attributes:
+      start, end: whether to add these tokens, where that is not to be as the format has it.
+      pad: id to pad with in place of the tokenizer's own; CLIP: 0 as OpenAI and open_clip, SigLIP: 1.
 
     Raises (when called):
       BadSample: no text, none but white space (unless `allow_empty`), or bytes that are not UTF-8.
@@ -325,16 +333,29 @@ class Tokenize:
     source: str = "caption"
     target: str = "tokens"
     allow_empty: bool = False
+    start: bool | None = None
+    end: bool | None = None
+    pad: int | None = None
 
     def __post_init__(self):
-        if self.length < 2:
-            raise ValueError(f"length must be at least 2 (start and end token), got {self.length}")
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1, got {self.length}")
+        try:  # a token it has not, no room, a wrong pad: better said now than in a worker
+            self._row("a")
+            special = len(self.tokenizer.encode_plain("a", start=self.start, end=self.end)) - len(self.tokenizer.encode_plain("a"))
+        except UserError as e:
+            raise ValueError(str(e)) from e
+        if special >= self.length:
+            raise ValueError(f"length {self.length} is all special tokens, of which there are {special}: no text fits in it")
+
+    def _row(self, text: str) -> Int32[np.ndarray, "L"]:
+        return self.tokenizer.encode(text, self.length, start=self.start, end=self.end, pad=self.pad)[0]
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
         text = _text(example[self.source])
         if not self.allow_empty and not text.strip():
             raise BadSample("empty_text", f"{self.source} is {text!r}")
-        return {**example, self.target: self.tokenizer.encode(text, self.length)[0]}
+        return {**example, self.target: self._row(text)}
 
 
 def _text(value: Any) -> str:
@@ -466,12 +487,17 @@ def _step(spec: Any, tokenizer: Tokenizer | None, where: str) -> Transform:
         raise UserError(f"{where}: {name!r}: {e}") from e
 
 
+_PLAIN = {int, float, str, bool, type(None)}  # looked at here; of other arguments the transform itself says what it takes
+
+
 def _check_arguments(args: dict[str, Any], fields: Mapping[str, dataclasses.Field], where: str) -> None:
     for key, value in args.items():
         if key not in fields:
             raise UserError(f"{where} has no argument {key!r}{suggest(key, fields)}")
         kind = fields[key].type
-        if kind in (int, Number, str, bool) and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        members = set(kind.__args__) if isinstance(kind, types.UnionType) else {kind}
+        fits = isinstance(value, tuple(members)) if members <= _PLAIN else True
+        if not fits or (members <= _PLAIN and isinstance(value, bool) and bool not in members):
             raise UserError(f"{where}: {key} is of type {getattr(kind, '__name__', kind)}, got {value!r}")
     for key, field in fields.items():
         if key not in args and field.default is dataclasses.MISSING:

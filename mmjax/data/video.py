@@ -25,7 +25,7 @@ import numpy as np
 from mmjax.core.errors import UserError
 from mmjax.data import files, tar
 from mmjax.data.bad import BadSample
-from mmjax.data.source import Info, option, rooted
+from mmjax.data.source import Info, described, option, rooted, within
 
 ANIMATED = ("gif", "webp", "png", "apng")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
@@ -99,12 +99,11 @@ class Video:
         return len(self._videos)
 
     def describe(self, i: int) -> str:
-        return f"source {self.info.name!r} ({self.info.split}), record {i} ('{self._videos[i][0]}')"
+        return described(self.info, i, f"'{self._videos[i][0]}'")
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Raises: BadSample: a video without frames, or one that cannot be decoded. UserError: one that has gone, or a damaged tar."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"source {self.info.name!r} has {len(self)} records, asked for number {i}")
+        within(self, i)
         path, folder = self._videos[i]
         try:
             if folder or _extension(path) == "tar":

@@ -76,7 +76,7 @@ class Search:
         return {kind: Nearest(*pair) for kind, pair in self._best.items()}
 
 
-def search(pictures: UInt8[np.ndarray, "Q S S 3"], training: Iterable[UInt8[np.ndarray, "n S S 3"]]) -> dict[str, Nearest]:
+def search(pictures: UInt8[np.ndarray, "Q S S 3"], training: Iterable[UInt8[np.ndarray, "_ S S 3"]]) -> dict[str, Nearest]:
     """`Search` through all chunks."""
     one = Search(pictures)
     for chunk in training:

@@ -20,6 +20,7 @@ from mmjax.cli.train import slim
 from mmjax.core import checkpoint_read
 from mmjax.core import config as config_lib
 from mmjax.core.checkpoint import Checkpoints
+from mmjax.core.errors import UserError
 from mmjax.data import loader, store, transforms
 from mmjax.data.bad import BadSample
 from mmjax.data.source import open_source, open_tokenizer
@@ -200,6 +201,23 @@ def test_bad_records_stay_in_place(run, tmp_path, monkeypatch):
             back[i]
 
 
+def test_a_component_of_a_mixture_by_its_number(run, tmp_path, capsys):
+    mixture = "data.mixture=((1.0, {'split': 'test'}), (3, {'split': 'validation'}))"
+    words = ["cache", "--workdir", str(run), "--predict", "encode_image", "--out", str(tmp_path), mixture]
+    assert main([*words, "--component", "1"]) == 0
+    _, alone = cached(run, tmp_path / "alone")
+    assert files(tmp_path / "validation") == files(alone)
+    assert main([*words, "--component", "2"]) == 2 and "--component '2'; known: 0, 1" in capsys.readouterr().err
+
+
+def test_a_stream_by_its_name():
+    data = config_lib.base().data
+    data.streams = {"pairs": {"split": "test"}, "text": {"path": "x.jsonl", "source": "jsonl"}}
+    assert cache.component(data.lock(), "text").path == "x.jsonl" and not len(cache.component(data, "text").streams)
+    with pytest.raises(UserError, match="--component 'txt'; did you mean 'text'"):
+        cache.component(data, "txt")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -219,7 +237,8 @@ def test_bad_records_stay_in_place(run, tmp_path, monkeypatch):
             ["data.transforms=(('decode', {'channels': 3}), ('normalize', {}))"],
             "'image' is float32[16, 8, 8, 3], the task expects float32[16, 8, 8, 1]",
         ),
-        (["data.mixture=((1.0, {}),)"], "reads one source"),
+        (["data.mixture=((1.0, {}), (2.0, {}))"], "may be mixed again: name one with --component 0|1"),
+        (["--component", "0"], "--component '0'; the run's data is one source"),
     ],
 )
 def test_bad_input_ends_in_one_line(run, tmp_path, capsys, words, message):

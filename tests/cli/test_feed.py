@@ -17,7 +17,7 @@ from mmjax.cli.program import assemble
 from mmjax.core import config as config_lib
 from mmjax.core import metrics, sharding
 from mmjax.core.errors import UserError
-from mmjax.data import loader
+from mmjax.data import loader, stream
 from mmjax.data import source as source_module
 from mmjax.data.bad import BadSample
 from mmjax.data.order import Order
@@ -113,13 +113,41 @@ def test_several_loaders_feed_one_step():
     shapes = jax.tree.map(lambda x: x.shape, first)
     assert shapes == {"pairs": {"image": (16, 8, 8, 1), "label": (16,)}, "docs": {"image": (8, 8, 8, 1)}}
     assert len(first["docs"]["image"].sharding.device_set) == 8
-    # The cursor counts the first part by name, docs, as the train step does; 8 of them are a step, in which pairs goes on by 16.
-    again = feed(8)
+    # The cursor counts the examples of both parts, as the train step does: 24 a step, of which docs goes on by 8 and pairs by 16.
+    again = feed(24)
     resumed = next(again)
     again.close()
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), resumed, second)
     assert feed.bad(1) == {"bad_samples": 0}
     assert not np.array_equal(np.asarray(first["pairs"]["image"][:8]), np.asarray(first["docs"]["image"]))
+
+
+def test_each_stream_stands_where_the_cursor_says():
+    """Whatever the parts are called and however they are sized; and a stream's batches are those of its own loader alone."""
+    program = nested({"pairs": {}, "docs": {"split": "test", "transforms": ONLY}}, pairs=8, docs=24)
+    feed = open_data(program)
+    streams = stream.open_streams(program.config.data, program.config.seed)
+    for steps in (0, 3):
+        made = feed(steps * 32)
+        batch = next(made)
+        made.close()
+        for name, size in (("pairs", 8), ("docs", 24)):
+            s = streams[name]
+            options = {"batch_size": size, "seed": s.seed, "order": s.order, "start": steps * size}
+            with loader.batches(s.source, s.transform, **options) as alone:
+                np.testing.assert_array_equal(np.asarray(batch[name]["image"]), next(alone)["image"])
+    assert [s.key for s in feed.sets] == ["data.streams.docs", "data.streams.pairs"]
+
+
+def test_length_groups_must_go_into_the_batches(monkeypatch):
+    real = stream.open_streams
+    grouped = lambda n: lambda *a: {"": dataclasses.replace(real(*a)[""], order=Order(1290, 0, block=n))}
+    program = assemble(config_lib.load(CLASSIFY))
+    monkeypatch.setattr("mmjax.cli.feed.open_streams", grouped(2))
+    open_data(program)
+    monkeypatch.setattr("mmjax.cli.feed.open_streams", grouped(6))
+    with pytest.raises(UserError, match="groups of 6 records, which do not go into batches of 16; build it again .* --size 16"):
+        open_data(program)
 
 
 @pytest.mark.parametrize(

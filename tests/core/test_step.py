@@ -173,3 +173,37 @@ def test_cursor_counts_past_32_bits():
     for _ in range(2):
         c = state.advance(c, 4)
     assert state.cursor_to_int(c) == 2**32 + 3
+
+
+def test_a_batch_in_parts_is_counted_and_numbered_through():
+    """Two parts of different sizes: the cursor counts all examples, whatever the parts are called, and no two of them share a number."""
+
+    def loss(params, batch, key, step):
+        assert set(batch) == {"pairs", "docs"} and set(batch["docs"]) == {"x", "_index"}
+        seen = {name: part["_index"].sum() for name, part in batch.items()}
+        noise = {name: jax.vmap(lambda k: jax.random.normal(k, (D,)))(rng.per_example(key, part["_index"])) for name, part in batch.items()}
+        value = sum(((part["x"] + noise[name]) @ params["w"]).mean() for name, part in batch.items())
+        return value, {"metrics": {**seen, "shared": (noise["docs"][0] == noise["pairs"][0]).any()}}
+
+    task = Task(init=lambda key: {"w": jnp.ones(D)}, axes={"w": (None,)}, loss=loss, batch_spec={}, predict={})
+    x = np.random.default_rng(0).normal(size=(12, D)).astype(np.float32)
+    batch = {"pairs": {"x": x[:8]}, "docs": {"x": x[8:]}}
+    whole, metrics = step.make_train_step(task, SGD)(fresh(task), batch)
+    assert state.cursor_to_int(whole.cursor) == 12 and step.examples(batch) == {"docs": 4, "pairs": 8}
+    assert metrics["docs"] == 0 + 1 + 2 + 3 and metrics["pairs"] == sum(range(4, 12)) and metrics["shared"] == 0
+    split, _ = step.make_train_step(task, SGD, accumulate=2)(fresh(task), batch)
+    assert state.cursor_to_int(split.cursor) == 12  # and what is drawn belongs to the example, not to the microbatch
+    np.testing.assert_allclose(whole.params["w"], split.params["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"a": {"x": 4}, "b": 4}, "arrays or parts"),
+        ({"a": 4, "b": 8}, r"one leading axis, got \[4, 8\]"),
+        ({"a": {"x": 4, "y": 2}}, "part 'a'"),
+    ],
+)
+def test_batches_that_cannot_be_counted(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        step.examples(jax.tree.map(np.zeros, shapes))

@@ -182,7 +182,7 @@ def test_bad_records_are_counted_and_named():
     "records, options, message",
     [
         ([], {}, "is empty"),
-        ([{"image": b""}], {}, "none of the keys caption, captions, text, texts, only image"),
+        ([{"image": b""}], {}, "none of the keys caption, captions, text, texts but image"),
         ([{"caption": "x"}], {"text": "captoin"}, "no 'captoin'; did you mean 'caption'"),
         ([{"caption": "x"}], {"id": "keys"}, "have no 'keys'"),
         ([{"caption": "x"}], {"dedup": "phash"}, "have no 'image'"),

@@ -120,6 +120,13 @@ def test_length_groups_by_hand():
         group_by_length(np.array([3]), 0)
 
 
+def test_the_fingerprint_follows_the_members():
+    source = Sequences([5, 5, 1, 1])
+    marks = [Grouped(source, group_by_length(np.array(lengths), 2)).info.fingerprint for lengths in ([5, 5, 1, 1], [5, 1, 5, 1])]
+    again = Grouped(Sequences([5, 5, 1, 1]), group_by_length(np.array([6, 6, 2, 2]), 2)).info.fingerprint
+    assert marks[0] != marks[1] and marks[0] == again != source.info.fingerprint
+
+
 def test_a_batch_is_a_length_group():
     lengths = np.random.default_rng(0).integers(1, 100, 203)
     source = Sequences(lengths.tolist())
@@ -172,12 +179,12 @@ def test_bad_indices(tmp_path, harm):
         (folder / "index.json").write_text("{")
         message = "is damaged"
     elif harm == "kind":
-        kind, message = "length_groups", "holds packs, expected length_groups"
+        kind, message = "length_groups", "holds packs, expected length_groups: mmjax data pack"
     elif harm == "count":
         source, message = Sequences([4, 7]), "'records': 7.*'records': 2"
     elif harm == "fingerprint":
         source.info = dataclasses.replace(source.info, fingerprint="f2")
-        message = "built for another set, .*'f1'.*'f2'"
+        message = "built for another set, .*this is .*; build it again: mmjax data pack"
     else:
         (folder / "index.json").write_text(json.dumps({**header, "format": 99}))
         message = "format 99"

@@ -344,3 +344,12 @@ def test_bounded_reads(folder, monkeypatch):
     monkeypatch.setattr(source, "_read", lambda *a: reads.append(a) or real(*a))
     source[6]
     assert len(reads) == 1 and np.prod(reads[0][2]) < 2048
+
+
+def test_members_far_apart_are_read_one_by_one(tmp_path, monkeypatch):
+    members = [("a.jpg", b"picture"), ("b.jpg", b"x" * 200_000), ("a.txt", b"text"), ("b.txt", b"big")]
+    source = open_source(config(write(tmp_path / "far", {"x.tar": members}) / "x.tar"), "train")
+    reads, real = [], source._read
+    monkeypatch.setattr(source, "_read", lambda *a: reads.append(a[2]) or real(*a))
+    assert source[0] == {"image": b"picture", "captions": ("text",)} and reads == [7, 4]
+    assert source[1] == {"image": b"x" * 200_000, "captions": ("big",)} and len(reads) == 3

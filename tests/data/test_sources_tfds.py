@@ -1,4 +1,4 @@
-"""mmjax.data.tfds_sets: tiny folders with the features of the published sets, feature maps, and folders that are not what they should be."""
+"""mmjax.data.tfds_sets: tiny folders with the features of the published sets, feature maps, and folders that are damaged or hostile."""
 
 import ast
 import io
@@ -16,8 +16,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from mmjax.cli.program import assemble
+from mmjax.core import config as config_lib
+from mmjax.core import sharding
 from mmjax.core.errors import UserError
-from mmjax.data import tfds_sets
+from mmjax.data import loader, tfds_sets, transforms
 from mmjax.data.bad import BadSample
 from mmjax.data.source import Source, open_source
 
@@ -41,7 +44,11 @@ PUBLISHED = {  # name -> (features as the builder of that name declares them, ex
         lambda i: {"image": image(i, size=(28, 28), mode="L"), "label": i % 10},
     ),
     "cifar10": (
-        lambda: {"id": F.Text(), "image": F.Image(shape=(32, 32, 3), encoding_format="png"), "label": F.ClassLabel(names=["airplane", "automobile", "bird"])},
+        lambda: {
+            "id": F.Text(),
+            "image": F.Image(shape=(32, 32, 3), encoding_format="png"),
+            "label": F.ClassLabel(names=["airplane", "automobile", "bird"]),
+        },
         lambda i: {"id": f"train_{i}", "image": image(i, size=(32, 32)), "label": i % 3},
     ),
     "cifar100": (
@@ -74,17 +81,31 @@ PUBLISHED = {  # name -> (features as the builder of that name declares them, ex
         },
     ),
     "flickr30k": (
-        lambda: {"image": F.Image(encoding_format="jpeg"), "caption": F.Sequence(F.Text()), "sentids": F.Sequence(F.Text()), "split": F.Text(), "img_id": F.Text(), "filename": F.Text()},
-        lambda i: {"image": image(i, kind="JPEG"), "caption": [f"captión {i} {j}" for j in range(5)], "sentids": ["1"], "split": "train", "img_id": str(i), "filename": "a.jpg"},
+        lambda: {
+            "image": F.Image(encoding_format="jpeg"),
+            "caption": F.Sequence(F.Text()),
+            "sentids": F.Sequence(F.Text()),
+            "split": F.Text(),
+        },
+        lambda i: {
+            "image": image(i, kind="JPEG"),
+            "caption": [f"captión {i} {j}" for j in range(5)],
+            "sentids": ["1"],
+            "split": "train",
+        },
     ),
     "clips": (
-        lambda: {"frames": F.Sequence(F.Image(shape=(5, 6, 3), encoding_format="png")), "about": {"words": F.Text(), "scores": F.Sequence(np.float32)}},
+        lambda: {
+            "frames": F.Sequence(F.Image(shape=(5, 6, 3), encoding_format="png")),
+            "about": {"words": F.Text(), "scores": F.Sequence(np.float32)},
+        },
         lambda i: {"frames": [image(i + k) for k in range(3)], "about": {"words": f"clip {i}", "scores": [0.5] * i}},
     ),
-}  # fmt: skip
+}
 
 
-def prepare(root, name, version="1.0.0", train=12):
+def prepare(root, name, version="1.0.0", train=12, more=()):
+    """A folder with 12 records in train, 4 in test and in each split of `more`."""
     features, example = PUBLISHED[name]
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -94,7 +115,8 @@ def prepare(root, name, version="1.0.0", train=12):
             return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features()))
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(range(train)), "test": self._generate_examples(range(100, 104))}
+            splits = {"train": self._generate_examples(range(train))}
+            return {**splits, **{split: self._generate_examples(range(100, 104)) for split in ("test", *more)}}
 
         def _generate_examples(self, numbers):
             for i in numbers:
@@ -191,6 +213,8 @@ def test_splits(root):
         ("trian", "unknown split 'trian'; did you mean 'train'"),
         ("train[:x]", "cannot be read"),
         ("train[5:5]", "is empty"),
+        ("train[5:2]", "is empty"),
+        ("train+", "unknown split ''"),
     ):
         with pytest.raises(UserError, match=message):
             open_source(config(root, "mnist"), bad)
@@ -337,3 +361,40 @@ def test_tensorflow_is_not_imported(root):
         "assert not {'tensorflow', 'jax', 'flax'} & set(sys.modules), set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def batches_of(spec, root, words):
+    """A batch as training and one as each evaluation reads it, held against what the task expects."""
+    c = config_lib.load(f"{CONFIGS}/{spec}", [f"data.dir={root}", "batch_size=8"])
+    expected = assemble(c, sharding.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 1}, 4)).task.batch_spec
+    source = open_source(c.data, c.data.split)
+    with loader.batches(source, transforms.build(c.data.transforms, words), batch_size=8, seed=0) as batches:
+        loader.check(next(batches), expected, source.info.name)
+    for group in c.evals.values():
+        source = open_source(c.data, group["split"])
+        with loader.eval_batches(source, transforms.build(group["transforms"], words), batch_size=4) as batches:
+            assert next(batches)["image"].shape[1:] == expected["image"].shape[1:]
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100"])
+def test_the_configs_of_labelled_sets_make_batches(root, name):
+    batches_of(f"classification/tfds.py:{name}", root, None)
+
+
+def test_the_config_of_imagenet_makes_batches(tmp_path):
+    prepare(tmp_path, "imagenet2012", train=200)  # its held-out part is one in a hundred
+    batches_of("classification/tfds.py:imagenet2012", tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "more"),
+    [("coco_captions", "coco_captions/2014/1.0.0", ("restval", "val")), ("flickr30k", "flickr30k/1.0.0", ("validation",))],
+)
+def test_the_configs_of_captioned_sets_make_batches(tmp_path, words, name, path, more):
+    """COCO lies below its year, and both have splits of their own names."""
+    made = prepare(tmp_path / "made", name, more=more)
+    shutil.copytree(made, tmp_path / "set" / path)
+    batches_of(f"clip/tfds.py:{name}", tmp_path / "set", words)

@@ -63,13 +63,13 @@ def test_what_is_open():
 def test_a_model_that_has_learnt_reaches_training():
     rng = np.random.default_rng(0)
     draw = lambda: [thing("circle", str(rng.choice(["red", "blue", "pink"], p=[0.6, 0.3, 0.1])))]
-    training = [draw() for _ in range(4000)] + [[thing("star", "black")]] * 500
+    training = [draw() for _ in range(400)] + [[thing("star", "black")]] * 50
     n = 8
-    prompts = tuple(p for _ in range(1) for p in drawn.prompts(("c", "a circle")))
-    seen = [diversity.measure(judged(prompts, [[reading(*draw()) for _ in range(n)]]), training)["colour"] for _ in range(60)]
+    prompts = drawn.prompts(("c", "a circle"))
+    seen = [diversity.measure(judged(prompts, [[reading(*draw()) for _ in range(n)]]), training)["colour"] for _ in range(40)]
     bits = np.array([d.bits for d in seen])
-    assert seen[0].training == pytest.approx(diversity.expected([0.6, 0.3, 0.1], n), abs=0.02)
-    assert abs(bits.mean() - seen[0].training) < 3 * bits.std() / 60**0.5
+    assert seen[0].training == pytest.approx(diversity.expected([0.6, 0.3, 0.1], n), abs=0.1)
+    assert abs(bits.mean() - seen[0].training) < 3 * bits.std() / 40**0.5
     assert bits.mean() < diversity.entropy([60, 30, 10]) - 0.1  # though it is the same distribution
     same = diversity.measure(judged(prompts, [[reading(thing("circle", "red"))] * n]), training)["colour"]
     assert same.bits == 0 and same.corrected == 0 and same.training > 1
