@@ -30,11 +30,11 @@ def write(found: Scored, failed: str | Path | None, nearest: str | Path | None) 
 
 def failures(found: Scored) -> list[Cell]:
     """Pictures that do not meet their prompt, with the prompt and what the oracle saw, equally many of every category."""
-    one = found.judged
-    return [
-        Cell((to_pil(found.pictures[p, k]),), f"{one.prompts[p].category}: {one.prompts[p].text} / seen: {seen(one.readings[p][k])}")
-        for p, k in one.failures(SHOWN)
-    ] or [Cell((), "every picture meets its prompt")]
+    cells = []
+    for p, k in found.judged.failures(SHOWN):
+        prompt, reading = found.judged.prompts[p], found.judged.readings[p][k]
+        cells.append(Cell((to_pil(found.pictures[p, k]),), f"{prompt.text} / seen: {seen(reading, ('colour', 'shape'))}"))
+    return cells or [Cell((), "every picture meets its prompt")]
 
 
 def copies(found: Scored) -> list[Cell]:

@@ -121,4 +121,6 @@ def table(found: Mapping[str, Diversity]) -> str:
     for name, d in found.items():
         training = "-" if d.training is None else f"{d.training:.2f}"
         lines.append(f"{name:<16}  {d.bits:6.2f}  {d.corrected:9.2f}  {training:>8}  {d.prompts:7}")
-    return "\n".join([*lines, "training: what as many draws from the training pictures show on average; a perfect model reaches it"])
+    if any(d.training is not None for d in found.values()):
+        lines.append("training: what as many draws from the training pictures show on average; a perfect model reaches it")
+    return "\n".join(lines)

@@ -5,13 +5,14 @@ P prompts, k pictures each.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
-from mmjax.data.scenes.describe import Description
+from mmjax.data.scenes.describe import ATTRIBUTES, Description
 from mmjax.data.scenes.prompts import phrase
 from mmjax.evals import oracle, summary
 from mmjax.evals.oracle import Reading
@@ -107,8 +108,10 @@ def meets(prompt: Prompt, reading: Reading) -> bool:
     return prompt.requirement.met([o.object() for o in reading.objects], reading.word and reading.word.text)
 
 
-def seen(reading: Reading) -> str:
-    """A reading in words."""
-    parts = [phrase(Description(o.size, True if o.outline else None, o.colour, o.shape)) for o in reading.objects]
+def seen(reading: Reading, told: Collection[str] = ATTRIBUTES) -> str:
+    """A reading in words: things alike in the attributes that are `told` together, "a small red circle x3"."""
+    looks = [Description(**{name: getattr(o, name) for name in told}) for o in reading.objects]
+    looks = [dataclasses.replace(d, outline=d.outline or None) for d in looks]  # that a thing is filled goes without saying
+    parts = [phrase(d) + (f" x{n}" if n > 1 else "") for d, n in Counter(looks).items()]
     parts += [f'the word "{reading.word.text}"'] if reading.word else []
     return ", ".join(parts) or "nothing"

@@ -146,12 +146,21 @@ def _edges(profile: Float64[np.ndarray, "n"]) -> tuple[float, float]:
 
 
 def _read(line: _Line) -> tuple[float, Word | None, float]:
-    """(misfit, word, blur) of the best reading."""
+    """(misfit, word, blur) of the best reading, looked for through little blur and, if that finds none, through much."""
+    best: tuple[float, Word | None, float] = (1.0, None, 0.0)
+    for blur in (BLURS[1], BLURS[4]):
+        best = min(best, _read_through(line, blur), key=lambda f: f[0])
+        if best[0] < MISFIT:
+            break
+    return best
+
+
+def _read_through(line: _Line, blur: float) -> tuple[float, Word | None, float]:
+    """(misfit, word, blur) of the best reading with a bank blurred by so many pixels."""
     top, bottom = _edges(np.sort(line.calm, axis=1)[:, -3:].mean(1))
     heights = [h for h in (bottom - top - 0.7, bottom - top, bottom - top + 0.7) if h > 4]
-    readings = [_along(line, font, (top + bottom) / 2, h) for font in glyphs.FONTS for h in heights]
+    readings = [_along(line, blur, font, (top + bottom) / 2, h) for font in glyphs.FONTS for h in heights]
     drawn: list[tuple[float, Word]] = []
-    blur = BLURS[1]
     for i, (_, found) in enumerate(_best_of_fonts([r for r in readings if r is not None])[:DRAWN]):
         x, y = (found.x + line.columns.start) / line.size, (found.y + line.rows.start) / line.size
         word = dataclasses.replace(found, x=x, y=y, height=found.height / line.size)
@@ -199,11 +208,11 @@ def _grid(font: str) -> tuple[Float64[np.ndarray, "X"], Float64[np.ndarray, "Y"]
     return u, -MARGIN + (np.arange(CELL[0]) + 0.5) / CELL[0] * (1 + 2 * MARGIN)
 
 
-def _along(line: _Line, font: str, y: float, height: float) -> tuple[float, Word] | None:
+def _along(line: _Line, blur: float, font: str, y: float, height: float) -> tuple[float, Word] | None:
     """(squared shares explained, word in pixels of the window) of the font's best run of letters at a height; None if none has two."""
     f = glyphs.FONTS[font]
     u, v = _grid(font)
-    bank, a = _bank(font, _bank_blur(line, height)), line.calm
+    bank, a = _bank(font, _bank_blur(line, blur, height)), line.calm
     lefts = np.arange(-2.0, a.shape[1] - f.width * height + 2, X_STEP)
     if not len(lefts):
         return None
@@ -251,19 +260,19 @@ def _letter(line: _Line, word: Word, blur: float, i: int) -> str:
     if columns.stop <= columns.start:
         return word.text[i]
     here = slice(columns.start - line.columns.start, columns.stop - line.columns.start)
-    cell = dataclasses.replace(line, a=line.a[:, here], columns=columns)
+    cell = dataclasses.replace(line, a=line.a[:, here], calm=line.calm[:, here], columns=columns)
     left = cell.a - cell.drawn(word, blur) + cell.drawn(one, blur)  # what the other letters do not explain
     # A digit must be better than a letter by more than chance: words are mostly of letters.
-    near = _likely(line, one, x)
+    near = _likely(line, one, blur, x)
     cost = lambda c: float(((left - cell.drawn(dataclasses.replace(one, text=c), blur)) ** 2).sum()) + 4 * line.noise * c.isdigit()
     return min(near, key=cost)
 
 
-def _likely(line: _Line, one: Word, x: float) -> list[str]:
+def _likely(line: _Line, one: Word, blur: float, x: float) -> list[str]:
     """The letters whose glyph in the bank comes nearest to the cell around x, and the one it is held for."""
     u, v = _grid(one.font)
     height = one.height * line.size
-    bank = _bank(one.font, _bank_blur(line, height))
+    bank = _bank(one.font, _bank_blur(line, blur, height))
     across = x * line.size - line.columns.start + (u - glyphs.FONTS[one.font].width / 2) * height - 0.5
     down = one.y * line.size - line.rows.start + (v - 0.5) * height - 0.5
     cell = (_between(down, line.a.shape[0]) @ line.calm @ _between(across, line.a.shape[1]).T).ravel()
@@ -271,9 +280,9 @@ def _likely(line: _Line, one: Word, x: float) -> list[str]:
     return [*{one.text: 0, **dict.fromkeys(glyphs.ALPHABET[i] for i in np.argsort(-gain)[:LIKELY].tolist())}]
 
 
-def _bank_blur(line: _Line, height: float) -> float:
-    """The bank's blur, in heights and in few steps, for a line read at a height of so many pixels."""
-    return round(float(np.hypot(line.smoothing, 0.5)) / height / 0.02) * 0.02
+def _bank_blur(line: _Line, blur: float, height: float) -> float:
+    """The bank's blur, in heights and in few steps, for a line read through a blur and at a height of so many pixels."""
+    return round(float(np.hypot(line.smoothing, max(blur, 0.5))) / height / 0.02) * 0.02
 
 
 def _placed(line: _Line, word: Word, blur: float) -> tuple[float, Word]:

@@ -83,7 +83,7 @@ def test_cells():
     pictures = np.stack([picture(*TRAINING.scenes[1]), picture(*TRAINING.scenes[2])])[:, None]
     found = scored.score(pictures, prompts, 0, TRAINING, VALIDATION)
     (failed,) = picture_sheets.failures(found)
-    assert failed.text == "c: a star / seen: a medium red circle"
+    assert failed.text == "a star / seen: a red circle"
     copies = picture_sheets.copies(found)
     assert [c.bad for c in copies] == [True, True] and copies[0].text.startswith("a red circle / rms 0.0000 of #2")
     assert all(np.array_equal(*c.pictures) for c in copies)

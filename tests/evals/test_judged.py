@@ -39,6 +39,8 @@ def test_swapped_scenes_score_zero():
     found = judged.judge(FALSE, PROMPTS)
     assert found.overall().mean == 0.0 and len(found.failures(99)) == len(CASES)
     assert judged.seen(found.readings[6][0]) == 'the word "TAN"'
+    two = judged.judge(TRUE[2:3], PROMPTS[2:3]).readings[0][0]
+    assert judged.seen(two) == "a medium red circle x2" and judged.seen(two, ("shape",)) == "a circle x2"
 
 
 def test_sampled_scenes_meet_their_own_prompts():

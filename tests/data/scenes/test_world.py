@@ -22,7 +22,7 @@ def thing(x, y, radius=0.1):
         (thing(0.52, 0.8), thing(0.5, 0.2), ["below"]),
         (thing(0.5, 0.4), thing(0.5, 0.6), ["on top of"]),
         (thing(0.5, 0.41), thing(0.5, 0.6), ["on top of"]),  # nearly in contact: so drawn, it is contact
-        (thing(0.5, 0.6), thing(0.5, 0.4), []),  # what carries another thing is not said to be below it
+        (thing(0.5, 0.61), thing(0.5, 0.4), []),  # what carries another thing is not said to be below it
         (thing(0.5, 0.5), thing(0.55, 0.5, 0.3), ["inside"]),
         (thing(0.5, 0.5, 0.3), thing(0.55, 0.5), []),
         (thing(0.5, 0.5), thing(0.65, 0.5), []),  # they overlap: no order between them
