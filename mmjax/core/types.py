@@ -23,6 +23,7 @@ PREDICT: dict[str, str] = {
     "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], unit norm",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
+    "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
 }
 
 

@@ -6,12 +6,17 @@ from typing import Any
 
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError, suggest
-from mmjax.evals import classification, retrieval, zero_shot
+from mmjax.evals import aro, attacks, classification, generated, retrieval, sugarcrepe, winoground, zero_shot
 
 # type -> module with `make`, the predict functions it NEEDS and the ARGUMENTS its config group takes.
 EVALS: dict[str, ModuleType] = {
+    "aro": aro,
+    "attacks": attacks,
     "classification": classification,
+    "generated": generated,
     "retrieval": retrieval,
+    "sugarcrepe": sugarcrepe,
+    "winoground": winoground,
     "zero_shot": zero_shot,
 }
 
