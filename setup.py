@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["mmjax", "mmjax.*"]),
+    package_data={"mmjax.data.scenes": ["tokenizer.json"], "mmjax.evals": ["prompts.jsonl"]},
     install_requires=[
         "absl-py>=2.0",
         "array-record>=0.8,<1",

@@ -118,15 +118,16 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def show(args: argparse.Namespace) -> int:
-    from mmjax.cli import sheet
+    from mmjax.cli import page, sheet
 
     if not 1 <= args.count <= 1000:
         raise UserError(f"--count is {args.count}, expected 1 to 1000")
-    if Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UserError(f"--out '{args.out}': expected a name that ends in .png, .jpg or .webp")
+    made_by = {".html": page, ".png": sheet, ".jpg": sheet, ".jpeg": sheet, ".webp": sheet}.get(Path(args.out).suffix.lower())
+    if made_by is None:
+        raise UserError(f"--out '{args.out}': expected a name that ends in .html, .png, .jpg or .webp")
     if not os.path.isdir(os.path.dirname(args.out) or "."):
         raise UserError(f"--out '{args.out}': folder '{os.path.dirname(args.out)}' does not exist; create it")
     config = configure(args)
-    facts = sheet.write(config, args.out, args.count, transformed=not args.raw)
-    print(json.dumps({"sheet": args.out, **facts}, indent=1))
+    facts = made_by.write(config, args.out, args.count, transformed=not args.raw)
+    print(json.dumps({"written": args.out, **facts}, indent=1))
     return 0

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mmjax import evals
-from mmjax.cli import hosts
+from mmjax.cli import hosts, picture_sheets
 from mmjax.cli.program import Program, assemble
 from mmjax.core import checkpoint_read, tree
 from mmjax.core import config as config_lib
@@ -19,6 +19,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data.transforms import Decode
 from mmjax.evals.accuracy import confusion
+from mmjax.evals.generated import Generated
 from mmjax.evals.zero_shot import ZeroShot
 
 SHOWN = 60  # pictures in the report
@@ -37,7 +38,9 @@ def main(args: argparse.Namespace) -> int:
             group.split = args.split
         evaluators[name] = evals.make(name, program.task.predict, group, program.mesh, config.data)
     step, params = load_params(program, Path(args.workdir), args.step)
-    scalars = {f"{name}/{k}": v for name, evaluate in evaluators.items() for k, v in evaluate(params).items()}
+    workdir = Path(args.workdir)
+    found = {name: run(name, evaluate, params, workdir if args.report else None) for name, evaluate in evaluators.items()}
+    scalars = {f"{name}/{k}": v for name, scores in found.items() for k, v in scores.items()}
     split = args.split or ",".join(sorted({group.split for group in config.evals.values()}))
     weights = f"ema/{program.ema_name()}" if program.ema_name() else "params"
     if hosts.first():
@@ -46,9 +49,21 @@ def main(args: argparse.Namespace) -> int:
         zero_shot = next((e for e in evaluators.values() if isinstance(e, ZeroShot)), None)
         shown = {} if zero_shot is None else pictures(zero_shot, params)
         if hosts.first():
-            path = write_report(Path(args.workdir), config, step, split, scalars, shown)
+            path = write_report(workdir, config, step, split, scalars, shown)
             print(f"report: {path}", file=sys.stderr)
     return 0
+
+
+def run(name: str, evaluate: Callable[[Params], Mapping[str, float]], params: Params, folder: Path | None) -> Mapping[str, float]:
+    """The scores of one evaluation. Of generated pictures every score and its sheets go to `folder`, if there is one."""
+    if folder is None or not isinstance(evaluate, Generated):
+        return evaluate(params)
+    found = evaluate.scored(params)
+    if hosts.first():
+        (folder / f"{name}.json").write_text(json.dumps(found.plain(), indent=1) + "\n")
+        picture_sheets.write(found, folder / f"{name}_failures.png", folder / f"{name}_nearest.png" if found.likeness else None)
+        print(f"{name}: {folder / name}.json, {name}_failures.png", file=sys.stderr)
+    return found.scalars()
 
 
 def load_params(program: Program, workdir: Path, step: int | None) -> tuple[int, Params]:

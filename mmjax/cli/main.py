@@ -21,6 +21,7 @@ examples:
   mmjax info --config configs/clip/vit_b32.py --devices 64 mesh.fsdp=8        what a run would hold, on machines not at hand
   mmjax data show --config configs/clip/digits.py --out sheet.png             look at what a run is trained on
   mmjax cache --workdir runs/digits --predict encode_image --out caches/digits   store what a model computes, as a source
+  mmjax score captions --predictions P.json --annotations captions_val2014.json  BLEU, ROUGE-L, CIDEr-D of predicted captions
 """
 
 
@@ -154,7 +155,7 @@ def _data(verbs: Any) -> None:
     show = _raw(
         actions, "show", DATA, help="a contact sheet of a source", description="Draw the first examples of a run, stored and transformed."
     )
-    show.add_argument("--out", required=True, metavar="FILE.png")
+    show.add_argument("--out", required=True, metavar="FILE", help="page.html with all that records hold, or one picture: sheet.png")
     show.add_argument("--count", type=int, default=32, metavar="N", help="examples; default 32")
     show.add_argument("--raw", action="store_true", help="only as stored, without data.transforms")
     _source_of(show)
@@ -230,6 +231,46 @@ def _bench(verbs: Any) -> None:
     bench.set_defaults(overrides=[])
 
 
+SCORE = """\
+  captions   BLEU-1..4, ROUGE-L, CIDEr-D, CIDEr; COCO's and Karpathy's files, or {"image_id", "captions"}
+  vqa        official accuracy, leave-one-out; VQA v1 and v2, OK-VQA
+  gqa        exact match by structural, semantic and detailed type
+  clevr      exact match by question type
+  qa         exact match by type; {"question_id", "answer", "type"}, or the questions of a source
+  generated  pictures drawn for the stored prompts of scenes, or for --prompts: GenEval's categories; --pictures DIR holds them as
+             00000/samples/0000.png or 00000.png. With a source also how near they are to its pictures, and whose biases they amplify
+Predictions are a JSON list, or one object a line: {"image_id", "caption"} or {"question_id", "answer"}, one for each id.
+
+examples:
+  mmjax score captions --predictions captions.json --annotations captions_val2014.json --out scores.json
+  mmjax score captions --predictions captions.json --annotations dataset_flickr30k.json --split test
+  mmjax score vqa --predictions answers.json --annotations v2_mscoco_val2014_annotations.json
+  mmjax score captions --predictions captions.json --split validation data.source=digits_captions
+  mmjax score generated --pictures drawn --out scores.json --sheet failures.png
+  mmjax score generated --pictures drawn --nearest nearest.png --split train data.source=scenes
+"""
+
+
+def _score(verbs: Any) -> None:
+    about = "Score predicted captions or answers, or generated pictures."
+    score = _raw(verbs, "score", SCORE, help="score predicted captions, answers or pictures", description=about)
+    kinds = ("captions", "vqa", "gqa", "clevr", "qa", "generated")
+    score.add_argument("kind", choices=kinds, metavar="KIND", help=f"{', '.join(kinds[:-1])} or {kinds[-1]}")
+    score.add_argument("--predictions", metavar="FILE", help="what a model said: JSON, or JSON lines")
+    score.add_argument("--annotations", metavar="FILE", help="what it is held to, in the form its makers publish")
+    score.add_argument("--out", metavar="FILE.json", help="also write the scores here")
+    drawn = score.add_argument_group("generated pictures")
+    drawn.add_argument("--pictures", metavar="DIR", help="what a model drew")
+    drawn.add_argument(
+        "--prompts", metavar="FILE", help='instead of the stored prompts: a list, or JSON lines, of {"prompt", "category", "id"}'
+    )
+    drawn.add_argument("--sheet", metavar="FILE.png", help="write a contact sheet of failures")
+    drawn.add_argument("--nearest", metavar="FILE.png", help="write pictures beside the training pictures nearest to them; needs a source")
+    drawn.add_argument("--held_out", default="validation", metavar="SPLIT", help="of the source, to calibrate nearness; default validation")
+    drawn.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read pictures; default 0, in this one")
+    _source_of(score)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = argparse.ArgumentParser(
@@ -280,6 +321,7 @@ def parser() -> argparse.ArgumentParser:
     _cache(verbs)
     _convert(verbs)
     _bench(verbs)
+    _score(verbs)
     return top
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import loader
 from mmjax.data.bad import BadSample, place
 from mmjax.data.image import FORMATS, decoding
-from mmjax.data.source import open_tokenizer
+from mmjax.data.source import Source, open_tokenizer
 from mmjax.data.stream import Stream, open_streams
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.transforms import Normalize
@@ -46,24 +47,27 @@ def write(config: ConfigDict, path: str | Path, count: int, *, transformed: bool
     Raises:
       UserError: what opening the source raises, or the file cannot be written.
     """
-    cells, facts = [], {}
+    cells, found = [], {}
     for name, stream in open_streams(config.data, config.seed).items():
         tokenizer = open_tokenizer(stream.source, config.data.tokenizer) if transformed else None
+        began = time.perf_counter()
         made = [cell(stream, position, tokenizer, transformed) for position in range(min(count, len(stream.source)))]
         cells += made
-        info = stream.source.info
-        facts[name or "data"] = {
-            "source": info.name,
-            "split": info.split,
-            "records": len(stream.source),
-            "shown": len(made),
-            "bad": sum(c.bad for c in made),
-        }
+        found[name or "data"] = facts(stream.source, len(made), sum(c.bad for c in made), time.perf_counter() - began)
     try:
         draw(cells).save(path)
     except OSError as e:
         raise UserError(f"contact sheet '{path}' cannot be written: {e}") from e
-    return facts if len(facts) > 1 else next(iter(facts.values()))
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def facts(source: Source, shown: int, bad: int, seconds: float) -> dict[str, Any]:
+    """What is printed of a source that is shown; how much of it lies on disk where the source knows."""
+    info = source.info
+    out = {"source": info.name, "split": info.split, "records": len(source), "shown": shown, "bad": bad}
+    if info.files:
+        out |= {"files": info.files, "MiB": round(info.bytes / 2**20, 1)}
+    return out | {"examples_a_second": round(shown / max(seconds, 1e-9))}
 
 
 def cell(stream: Stream, position: int, tokenizer: Tokenizer | None, transformed: bool) -> Cell:
@@ -80,14 +84,14 @@ def cell(stream: Stream, position: int, tokenizer: Tokenizer | None, transformed
             example = stream.transform(record, loader.generator(stream.seed, position))
         except BadSample as e:
             return Cell(tuple(shown), f"{where} {e}", bad=True)
-        shown += after(example, _normalize(stream.transform, record))
+        shown += after(example, normalising(stream.transform, record))
         if tokenizer is not None and np.ndim(example.get("tokens")) == 1:
             text = tokenizer.decode(example["tokens"])
     return Cell(tuple(shown), f"{where} {text}")
 
 
-def stored(record: Mapping[str, Any]) -> list[Image.Image]:
-    """The pictures of a record as they are stored, of several a few.
+def stored(record: Mapping[str, Any], most: int = _FRAMES) -> list[Image.Image]:
+    """The pictures of a record as they are stored, of several in one place `most`.
 
     Raises:
       BadSample: bytes that are no picture.
@@ -97,7 +101,7 @@ def stored(record: Mapping[str, Any]) -> list[Image.Image]:
         encoded = (
             [value] if isinstance(value, bytes) else [v for v in value if isinstance(v, bytes)] if isinstance(value, tuple | list) else []
         )
-        for data in _some(encoded):
+        for data in _some(encoded, most):
             with decoding(data):
                 found.append(Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB"))
     return found
@@ -137,11 +141,11 @@ def visible(image: Num[np.ndarray, "H W C"], normalize: Normalize | None) -> Ima
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
 
 
-def _some(items: list) -> list:
-    return [items[i] for i in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(_FRAMES, len(items)))})] if items else []
+def _some(items: list, most: int = _FRAMES) -> list:
+    return [items[i] for i in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(most, len(items)))})] if items else []
 
 
-def _normalize(transform: Any, record: Mapping[str, Any]) -> Normalize | None:
+def normalising(transform: Any, record: Mapping[str, Any]) -> Normalize | None:
     """The normalisation among the steps that a record goes through."""
     if hasattr(transform, "transforms"):  # a mixture: each component's own
         transform = transform.transforms[record["_component"]]

@@ -69,6 +69,11 @@ def base() -> ConfigDict:
     c.data.fps = placeholder(float)  # video: frames a second of the sequences; default: as stored
     c.data.stored_fps = placeholder(float)  # video: frames a second that folders and tars of frames were written at
     c.data.frames = placeholder(int)  # video: frames a sequence at most
+    c.data.scenes = ConfigDict()  # scenes: what is prepared, see docs/scenes.md
+    c.data.scenes.config = "objects"  # a key of mmjax.data.scenes.examples.CONFIGS
+    c.data.scenes.pixels = 64  # 16, 32, 64, 128 or 256
+    c.data.scenes.train = 20_000  # examples of split train
+    c.data.scenes.evaluation = 1_000  # of each other split
     # A tokenizer of any form that data/tokenizer.py reads, file or folder; default: the one stored beside the set.
     c.data.tokenizer = placeholder(str)
     c.data.transforms = ()  # (("name", {arguments}), ...), names in mmjax.data.transforms.TRANSFORMS

@@ -50,11 +50,15 @@ def hash_image(encoded: bytes, kind: str = "phash") -> int:
     Raises:
       BadSample: it cannot be decoded.
     """
-    function, size = HASHES[kind]
     with decoding(encoded), Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         image.draft("L", (4 * _SIDE, 4 * _SIDE))  # JPEG: decode at an eighth of the size where that is enough; others ignore it
-        grey = image.convert("L").resize(size, Image.Resampling.LANCZOS)
-    return function(np.asarray(grey))
+        return hash_picture(image, kind)
+
+
+def hash_picture(image: Image.Image, kind: str = "phash") -> int:
+    """`hash_image` of a picture at hand."""
+    function, size = HASHES[kind]
+    return function(np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS)))
 
 
 def distance(a: UInt64[np.ndarray, "*n"], b: UInt64[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:

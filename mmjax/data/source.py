@@ -34,6 +34,7 @@ class Info:
       fingerprint: a few hex digits that change when the set does (its names, sizes, counts and, where that is cheap, its content),
         and stay when it is copied to another place. Empty if the source cannot tell.
       ids: what the set itself calls its classes, WordNet ids where they are ImageNet's; empty if it names none.
+      files, bytes: what it takes on disk; 0 if the source cannot tell.
     """
 
     name: str
@@ -45,6 +46,8 @@ class Info:
     groups: tuple[int, ...] = ()
     fingerprint: str = ""
     ids: tuple[str, ...] = ()
+    files: int = 0
+    bytes: int = 0
 
 
 @runtime_checkable
@@ -100,6 +103,21 @@ def digits_captions(config: Any, split: str) -> Source:
     return Prepared(str(folder), split, None, **made)
 
 
+def scenes(config: Any, split: str) -> Source:
+    """Procedural scenes; `config.scenes` says which, see `scenes/builder.py`. Prepared on first use."""
+    from mmjax.data.scenes import builder
+    from mmjax.data.tfds_sets import Prepared
+
+    wanted = config.scenes
+    known = builder.splits_of(wanted.config)
+    if split.partition("[")[0] not in known:
+        raise UserError(f"data.split: scenes/{wanted.config} has no split {split!r}{suggest(split, known)}")
+    made = builder.settings(wanted.config, split, wanted.pixels, wanted.train, wanted.evaluation)
+    name = Path(builder.Scenes.name) / made.name / str(builder.Scenes.VERSION)
+    folder = _prepared(data_dir(config.dir), name, lambda d: builder.prepare(d, made))
+    return Prepared(str(folder), split, None, name=f"scenes/{made.name}", own_tokenizer=True)
+
+
 def tfds(config: Any, split: str) -> Source:
     from mmjax.data import tfds_sets
 
@@ -141,6 +159,7 @@ SOURCES: dict[str, Callable[[Any, str], Source]] = {
     "digits_captions": digits_captions,
     "documents": documents,
     "jsonl": jsonl,
+    "scenes": scenes,
     "shards": shards,
     "tfds": tfds,
     "video": video,
@@ -292,7 +311,7 @@ def _prepared(root: Path, name: Path, prepare: Callable[[str], Path]) -> Path:
     try:
         temporary = tempfile.mkdtemp(prefix=f".{name.parts[0]}-", dir=root)
         made = prepare(temporary)
-        folder.parent.mkdir(exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(made, folder)
         except OSError:

@@ -212,8 +212,8 @@ class Prepared:
         marks = [name, str(builder.info.version), split, lengths, sizes, sorted(features.items())]
         fingerprint = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
         prompts = prompts or (("a photo of a {}.",) if names else ())
-        prompts = prompts if names else ()
-        return Info(name, split, names, prompts, tokens if here else None, words, fingerprint=fingerprint, ids=ids)
+        stored = {"fingerprint": fingerprint, "ids": ids, "files": len(paths), "bytes": sum(sizes)}
+        return Info(name, split, names, prompts if names else (), tokens if here else None, words, **stored)
 
     def __reduce__(self):
         args, options = self._given

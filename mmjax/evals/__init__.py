@@ -10,15 +10,31 @@ from typing import Any
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.stream import overlaid
-from mmjax.evals import classification, linear_probe, prompt_scores, retrieval, zero_shot
+from mmjax.evals import (
+    aro,
+    attacks,
+    classification,
+    generated,
+    linear_probe,
+    prompt_scores,
+    retrieval,
+    sugarcrepe,
+    winoground,
+    zero_shot,
+)
 
 # type -> module with `make`, the predict functions it NEEDS, the ARGUMENTS its config group takes, and those it may take (OPTIONAL, with
 # their defaults).
 EVALS: dict[str, ModuleType] = {
+    "aro": aro,
+    "attacks": attacks,
     "classification": classification,
+    "generated": generated,
     "linear_probe": linear_probe,
     "prompt_scores": prompt_scores,
     "retrieval": retrieval,
+    "sugarcrepe": sugarcrepe,
+    "winoground": winoground,
     "zero_shot": zero_shot,
 }
 

@@ -1,6 +1,6 @@
 """Runs a predict function over a whole split or a list of texts, in batches spread over the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def pad_to_mesh(batch_size: int, mesh: Mesh) -> int:
 
 
 def compile_over(mesh: Mesh, fn: Callable) -> Callable:
-    """jit of `fn(params, x)` whose result every process holds whole."""
+    """jit of `fn(params, *x)` whose result every process holds whole."""
     return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
@@ -59,10 +59,16 @@ def unit(x: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
 
 def texts(fn: Callable, params: Params, tokens: Int[np.ndarray, "N L"], batch_size: int, mesh: Mesh) -> Float[np.ndarray, "N E"]:
     """Embeddings of N token rows, in padded batches of `batch_size`."""
-    out = []
-    rows = local_rows(batch_size, mesh)
-    for start in range(0, len(tokens), batch_size):
-        chunk = tokens[start : start + batch_size]
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)])
-        out.append(np.asarray(fn(params, put_batch(padded[rows], batch_size, mesh)))[: len(chunk)])
-    return np.concatenate(out)
+    return np.concatenate(list(rows(fn, params, (tokens,), batch_size, mesh)))
+
+
+def rows(
+    fn: Callable, params: Params, arrays: Sequence[Num[np.ndarray, "N ..."]], batch_size: int, mesh: Mesh
+) -> Iterator[Num[np.ndarray, "b ..."]]:
+    """`fn(params, *rows of the arrays)` for N rows, batch after batch, on every process; the last batch is padded, and cut again."""
+    mine = local_rows(batch_size, mesh)
+    for start in range(0, len(arrays[0]), batch_size):
+        chunks = [a[start : start + batch_size] for a in arrays]
+        count = len(chunks[0])
+        padded = [np.concatenate([c, np.repeat(c[-1:], batch_size - count, axis=0)]) for c in chunks]
+        yield np.asarray(fn(params, *(put_batch(p[mine], batch_size, mesh) for p in padded)))[:count]

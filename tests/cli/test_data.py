@@ -159,7 +159,7 @@ def test_bad_records_are_on_the_sheet(tars, tmp_path, capsys):
     "words, message",
     [
         (["--count", "0"], "--count is 0"),
-        (["--out", "sheet.txt"], "expected a name that ends in .png"),
+        (["--out", "sheet.txt"], "expected a name that ends in .html"),
         (["--out", "no/where.png"], "folder 'no' does not exist"),
         (["data.source=nothing"], "unknown source 'nothing'"),
     ],
