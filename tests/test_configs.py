@@ -9,6 +9,7 @@ from mmjax.cli.main import main
 from mmjax.cli.program import assemble
 from mmjax.core import config as config_lib
 from mmjax.core import sharding, tree
+from mmjax.core.errors import UserError
 from mmjax.data import transforms
 from mmjax.data.source import open_source, open_tokenizer
 from tests.runs import arrays, metric_lines
@@ -17,7 +18,12 @@ CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py")
 SMOKE = [p for p in CONFIGS if '"smoke"' in p.read_text()]
 name = lambda p: f"{p.parent.name}/{p.stem}"
 
-PARAMETERS = {"clip/vit_b32": 151_277_313}
+PARAMETERS = {"clip/vit_b32": 151_277_313, "clip/siglip": 203_155_970, "clip/openclip": 986_109_441}
+PUBLISHED = {
+    "openclip.py": ("ViT-bigG/14", 2_539_567_105),
+    "siglip.py": ("SigLIP-So400m/14-384", 877_960_498),
+    "vit_b32.py": ("RN50", 102_007_137),
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
@@ -26,6 +32,21 @@ def test_full_size_has_shapes_and_places(path):
     assert tree.count(program.abstract.params) == PARAMETERS.get(name(path), tree.count(program.abstract.params))
     for axes in tree.flatten(program.task.axes).values():
         assert all(a is None or a in sharding.RULES for a in axes)
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_other_sizes_and_imagenet(file):
+    size, count = PUBLISHED[file]
+    path = str(CONFIGS[0].parents[1] / "clip" / file)
+    config = config_lib.load(f"{path}:{size}+imagenet")
+    program = assemble(config, sharding.abstract_mesh({"data": 8}, 8))
+    assert sum(x.size for p, x in tree.flatten(program.abstract.params).items() if not p.endswith(("/mean", "/var"))) == count
+    assert {group.candidates for n, group in config.evals.items() if n in ("imagenet_a", "imagenet_r")} == {"present"}
+    assert len(config.evals) == 5 and all(group.data.path.startswith(n) for n, group in config.evals.items() if n != "imagenet")
+    with pytest.raises(UserError, match="config argument"):
+        config_lib.load(f"{path}:nothing")
+    with pytest.raises(UserError, match="config argument"):
+        config_lib.load(f"{path}:{size}+imagenette")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)

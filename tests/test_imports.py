@@ -17,7 +17,9 @@ MAY_IMPORT = {
     "data": {"core", "data"},
     "evals": {"core", "data", "evals"},
     "tasks": {"core", "layers", "models", "objectives", "tasks"},
-    "cli": {"core", "data", "evals", "tasks", "cli"},
+    "convert": {"core", "data", "layers", "models", "convert"},
+    "bench": {"core", "bench"},
+    "cli": {"core", "data", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
 }
 MAY_IMPORT_FLAX = {"layers", "models"}
 FILES = sorted(ROOT.rglob("*.py"))

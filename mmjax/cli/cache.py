@@ -152,11 +152,15 @@ def input_key(predict: str) -> str:
     """The key of a batch that a predict function takes, by its signature in `core.types.PREDICT`.
 
     Raises:
-      UserError: it takes none that the table of inputs knows.
+      UserError: it takes no batch of examples, or more than one.
     """
-    argument = re.match(r"\(params(?:, (\w+))?", PREDICT[predict])[1]
-    if argument is None:
+    signature = re.sub(r"\[.*?\]", "", PREDICT[predict].split(" -> ")[0])
+    arguments = [words.split()[0] for words in signature.strip("()").split(", ")[1:]]
+    if not arguments:
         raise UserError(f"--predict {predict!r} takes no examples, there is nothing to cache; its signature: {PREDICT[predict]}")
+    if len(arguments) > 1:
+        raise UserError(f"--predict {predict!r} takes more than an example, it cannot be cached; its signature: {PREDICT[predict]}")
+    (argument,) = arguments
     return _INPUTS.get(argument, argument)
 
 

@@ -18,7 +18,6 @@ from mmjax.core import config as config_lib
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data.transforms import Decode
-from mmjax.evals import encode
 from mmjax.evals.accuracy import confusion
 from mmjax.evals.generated import Generated
 from mmjax.evals.zero_shot import ZeroShot
@@ -91,13 +90,12 @@ def tree_shapes(params: Params) -> dict[str, dict[str, Any]]:
 def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     """Confusion matrix, and some images with the prompt each likes best: every mistake first, then others at even distances."""
     images, labels, places = zero_shot.images(params)
-    scores = images @ zero_shot.classifier(params).T
-    texts = encode.texts(zero_shot.encode_text, params, zero_shot.prompts, zero_shot.batch_size, zero_shot.mesh)
-    info = zero_shot.source.info
-    captions = [prompt.format(name) for name in info.classes for prompt in info.prompts]
-    cosine = images @ texts.T
+    allowed = zero_shot.candidates(labels)
+    scores = np.where(allowed, images @ zero_shot.classifier(params).T, -np.inf)
+    captions, count = zero_shot.texts_of_classes(), len(zero_shot.templates)
+    cosine = np.where(np.repeat(allowed, count), images @ zero_shot.texts(params).T, -np.inf)
     best = cosine.argmax(1)
-    right = best // len(info.prompts) == labels
+    right = best // count == labels
     wrong = np.flatnonzero(~right)[:SHOWN]
     others = np.flatnonzero(right)
     others = others[np.linspace(0, len(others) - 1, min(SHOWN - len(wrong), len(others))).astype(int)] if len(others) else others
@@ -107,7 +105,7 @@ def pictures(zero_shot: ZeroShot, params: Params) -> dict[str, Any]:
     for i in (*wrong, *others):
         image = decode(dict(zero_shot.source[int(places[i])]), rng)["image"]
         samples.append((image, captions[best[i]], float(cosine[i, best[i]]), bool(right[i])))
-    return {"confusion": confusion(scores, labels), "classes": info.classes, "samples": samples}
+    return {"confusion": confusion(scores, labels), "classes": zero_shot.source.info.classes, "samples": samples}
 
 
 def write_report(workdir: Path, config: Any, step: int, split: str, scalars: Mapping[str, float], shown: Mapping[str, Any]) -> Path:

@@ -73,6 +73,17 @@ examples:
 """
 
 
+CONVERT = """\
+SOURCE is a folder or a file: OpenAI's .pt; OpenCLIP's or Hugging Face's folder (safetensors, also in parts, or .bin) with its config;
+big_vision's .npz; a folder written by `import`. Nothing stored in a file is executed.
+
+examples:
+  mmjax convert import ViT-B-32.pt --out weights/b32                 OpenAI's file into a folder for init_from.path=weights/b32
+  mmjax convert export weights/b32 --to hf --out hf/b32              ... and out, for transformers' CLIPModel.from_pretrained("hf/b32")
+  mmjax convert export weights/b32 --to openclip --out oc/b32        ... or open_clip.create_model("local-dir:oc/b32")
+  mmjax convert check hf/b32                                         does every tensor survive import and export, byte for byte?
+"""
+
 PACK = """\
   --form packs           --size tokens a row: several texts in one, tokens, segments and positions; best fit in windows of records
   --form length_groups   --size records a group, of like length, that stay together in a batch; the batch size, or a divisor of it
@@ -177,6 +188,49 @@ def _cache(verbs: Any) -> None:
     _distributed(cache)
 
 
+def _convert(verbs: Any) -> None:
+    about = "Read weights that others published, and write weights that their libraries read: CLIP, SigLIP, BERT, T5."
+    convert = _raw(verbs, "convert", CONVERT, help="published weights in and out", description=about)
+    actions = convert.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, help: str, description: str) -> argparse.ArgumentParser:
+        sub = _raw(actions, name, CONVERT, help=help, description=description)
+        sub.add_argument("source", metavar="SOURCE", help="folder or file of weights")
+        sub.add_argument("--act", metavar="NAME", help="activation of the towers, where the files do not say: gelu, quick_gelu, gelu_tanh")
+        sub.set_defaults(overrides=[])
+        return sub
+
+    taken = action("import", "into mmjax's own folder", "Write params.safetensors, whose names are mmjax's, and config.json.")
+    given = action("export", "out to another library", "Write the weights and configs that Hugging Face's or OpenCLIP's loader takes.")
+    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers) or openclip")
+    for sub in (taken, given):
+        sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+        sub.add_argument("--dtype", metavar="TYPE", help="float32 (default), bfloat16 or float16")
+    action("check", "prove a round trip", "Import a file, export it to its own layout, and compare every tensor's bytes.")
+
+
+BENCH = """\
+A case and its peer take turns in one run, both warm, on the same weights, batch and precision; PyTorch runs under another interpreter.
+JSON goes to standard output, a table to standard error, both to files.
+
+examples:
+  mmjax bench --list
+  mmjax bench clip-vit-b32-train --peer_python peer/bin/python       against PyTorch: pip install torch transformers there
+  mmjax bench clip-vit-b32-train dtype=bfloat16 batch_size=64 --no_peer
+"""
+
+
+def _bench(verbs: Any) -> None:
+    bench = _raw(verbs, "bench", BENCH, help="speed against PyTorch and against the machine", description="Measure named cases.")
+    bench.add_argument("cases", nargs="*", metavar="CASE", help="default all that suit the device; and key=value for their configs")
+    bench.add_argument("--list", action="store_true", help="name the cases and stop")
+    bench.add_argument("--peer_python", "--peer-python", metavar="PATH", help="interpreter with torch and transformers; default this one")
+    bench.add_argument("--no_peer", action="store_true", help="measure ours alone")
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="turns of each side; default 7")
+    bench.add_argument("--out", metavar="FILE.json", help="default results/bench_HARDWARE.json; a .txt beside it has the table")
+    bench.set_defaults(overrides=[])
+
+
 SCORE = """\
   captions   BLEU-1..4, ROUGE-L, CIDEr-D, CIDEr; COCO's and Karpathy's files, or {"image_id", "captions"}
   vqa        official accuracy, leave-one-out; VQA v1 and v2, OK-VQA
@@ -265,6 +319,8 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
     _data(verbs)
     _cache(verbs)
+    _convert(verbs)
+    _bench(verbs)
     _score(verbs)
     return top
 

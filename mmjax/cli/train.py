@@ -19,6 +19,8 @@ from mmjax import evals
 from mmjax.cli import hosts, info
 from mmjax.cli.feed import Feed, open_data
 from mmjax.cli.program import Program, assemble
+from mmjax.convert.source import holds_weights
+from mmjax.convert.transfer import load_leaves
 from mmjax.core import checkpoint_read, flops, loop, tree
 from mmjax.core import config as config_lib
 from mmjax.core import state as state_lib
@@ -118,23 +120,35 @@ def start_state(program: Program, checkpoints: Checkpoints, say: Callable[[str],
 
 
 def initialise_from(program: Program, params: Params, say: Callable[[str], None]) -> Params:
-    """`params` with the values another run's checkpoint has for them, by config group `init_from`.
+    """`params` with the values that another run's checkpoint or published weights have for them, by config group `init_from`.
 
     Raises:
       UserError: no such checkpoint, or parameters left over on either side.
     """
     c = program.config.init_from
-    trees = ("params", f"ema/{c.ema}") if c.ema else ("params",)
-    found, nested = checkpoint_read.read_params(Path(c.path) / "checkpoints", trees, c.step)
-    source, target = tree.flatten(nested), tree.flatten(params)
+    source, origin = _init_source(c)
+    target = tree.flatten(params)
     pairs = match_params(source, target, c.rename, c.skip)
 
     def place(path: str) -> jax.Array:
-        host, like = np.asarray(source[pairs[path]]), target[path]
+        host, like = source[pairs[path]], target[path]
         return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index].astype(like.dtype))
 
-    say(f"{len(pairs)} of {len(target)} parameters start from step {found} of '{c.path}'")
+    say(f"{len(pairs)} of {len(target)} parameters start from {origin} of '{c.path}'")
     return tree.unflatten({path: place(path) if path in pairs else value for path, value in target.items()})
+
+
+def _init_source(c: ConfigDict) -> tuple[dict[str, Any], str]:
+    """Path -> what an index takes a part of, and what it is: the parameters of a run, else of what `mmjax.from_pretrained` reads."""
+    if not holds_weights(c.path):
+        trees = ("params", f"ema/{c.ema}") if c.ema else ("params",)
+        found, nested = checkpoint_read.read_params(Path(c.path) / "checkpoints", trees, c.step)
+        return {path: np.asarray(x) for path, x in tree.flatten(nested).items()}, f"step {found}"
+    for key in ("step", "ema"):
+        if c[key] is not None:
+            raise UserError(f"init_from.{key}={c[key]!r}: '{c.path}' holds published weights, which have no steps and no averages")
+    opened, leaves = load_leaves(c.path)
+    return leaves, f"the weights, layout {opened.layout.name},"
 
 
 def model_flops(config: ConfigDict, program: Program) -> int:

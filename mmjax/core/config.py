@@ -136,8 +136,8 @@ def base() -> ConfigDict:
     # First-match rules over parameter paths: "logical" follows the table, "replicate" does not shard.
     c.sharding.rules = ((".*", "logical"),)
 
-    c.init_from = ConfigDict()  # start from another run's parameters
-    c.init_from.path = placeholder(str)  # its workdir
+    c.init_from = ConfigDict()  # start from another run's parameters, or from published weights
+    c.init_from.path = placeholder(str)  # its workdir; or a folder or file that mmjax.from_pretrained reads
     c.init_from.step = placeholder(int)  # default: its newest checkpoint
     c.init_from.ema = placeholder(str)  # take this EMA's weights rather than the raw ones
     c.init_from.rename = ()  # ((regex, replacement), ...) on the source's paths
@@ -299,12 +299,12 @@ def kwargs_for(cls: type, config: Group, where: str) -> dict[str, Any]:
 # --- config.json ---------------------------------------------------------------------------------------------------
 
 
-def _tuples(x: Any) -> Any:
+def tuples(x: Any) -> Any:
     """JSON knows lists only; every sequence in a config is a tuple."""
     if isinstance(x, list):
-        return tuple(_tuples(v) for v in x)
+        return tuple(tuples(v) for v in x)
     if isinstance(x, dict):
-        return {k: _tuples(v) for k, v in x.items()}
+        return {k: tuples(v) for k, v in x.items()}
     return x
 
 
@@ -359,7 +359,7 @@ def open_workdir(workdir: str | Path) -> ConfigDict:
             f"'{path}' was written by mmjax {record.get('version')} (format {written}); this is {__version__} (format {FORMAT}): upgrade"
         )
     config = base()
-    _overlay(config, _tuples(saved), str(path))
+    _overlay(config, tuples(saved), str(path))
     config.lock()
     return config
 
@@ -405,5 +405,5 @@ def _leaves(config: Group, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             out.update(_leaves(value, f"{prefix}{key}."))
         else:
-            out[f"{prefix}{key}"] = _tuples(json.loads(json.dumps(value)))
+            out[f"{prefix}{key}"] = tuples(json.loads(json.dumps(value)))
     return out

@@ -31,6 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "patch": (),
     "position": (),
+    "spatial": (),
     "joint": (),
     "width": (),
     "token": (),
@@ -133,6 +134,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     mesh, table = active
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes, x.shape, mesh, table)))
+
+
+def splits(name: str, mesh: AnyMesh | None = None) -> tuple[AnyMesh | None, tuple[str, ...]]:
+    """(mesh, those of its axes that split logical axis `name`), for code with collectives of its own; by default of the mesh in use.
+
+    Axes of size 1 are left out; outside `use` and without a mesh it is (None, ()).
+    """
+    mesh, table = (mesh, RULES) if mesh is not None else _active.get() or (None, RULES)
+    return mesh, tuple(a for a in table[name] if mesh.shape[a] > 1) if mesh is not None else ()
 
 
 def gathered(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -19,10 +19,12 @@ Metrics = dict[str, Array]
 # Every name a task may put in `Task.predict`, with its signature. Evaluators, samplers, converters and
 # the cache rely on the name alone, so the table is closed: a new name is added here, with its shapes.
 PREDICT: dict[str, str] = {
-    "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], unit norm",
-    "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], unit norm",
+    "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], in the space of texts where there is one, of any length",
+    "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], in the space of images where there is one, of any length",
+    "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], for a linear probe: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
+    "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
 }
 

@@ -33,6 +33,7 @@ class Info:
       groups: how many records each of the source's consecutive shards holds, if reading them together is cheaper; see order.Order.
       fingerprint: a few hex digits that change when the set does (its names, sizes, counts and, where that is cheap, its content),
         and stay when it is copied to another place. Empty if the source cannot tell.
+      ids: what the set itself calls its classes, WordNet ids where they are ImageNet's; empty if it names none.
       files, bytes: what it takes on disk; 0 if the source cannot tell.
     """
 
@@ -44,6 +45,7 @@ class Info:
     features: Mapping[str, str]
     groups: tuple[int, ...] = ()
     fingerprint: str = ""
+    ids: tuple[str, ...] = ()
     files: int = 0
     bytes: int = 0
 

@@ -44,7 +44,7 @@ class Set:
 
 _LABELLED = {"image": "image", "label": "label"}
 # The seven templates that make up most of the gain of CLIP's eighty on ImageNet, as its authors published them.
-_SEVEN = (
+CLIP_SEVEN = (
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",
@@ -58,7 +58,9 @@ SETS: dict[str, Set] = {
     "mnist": Set(_LABELLED, ('a photo of the number: "{}".',)),
     "cifar10": Set(_LABELLED, _SMALL),
     "cifar100": Set(_LABELLED, _SMALL),
-    "imagenet2012": Set(_LABELLED, _SEVEN),  # its labels are named by WordNet ids: data.classes gives words
+    # ImageNet and the sets that test what was learnt from it: labels are its 1,000 in its order in all five, named by WordNet ids.
+    # data.classes gives words, one file for all; ImageNet-A and -R have images of 200 classes each.
+    **dict.fromkeys(("imagenet2012", "imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch"), Set(_LABELLED, CLIP_SEVEN)),
     "coco_captions": Set({"image": "image", "captions": "captions/text"}),
     "flickr30k": Set({"image": "image", "captions": "caption"}),
 }
@@ -192,6 +194,7 @@ class Prepared:
         names = tuple(label.names) if isinstance(label, ClassLabel) and label.num_classes else ()
         if classes is not None and names and len(classes) != len(names):
             raise UserError(f"data.classes has {len(classes)} names, set {name!r} has {len(names)} classes")
+        ids = names
         if names and all(re.fullmatch(r"n\d{8}", n) for n in names):
             names = ()  # WordNet ids are no words: better no zero-shot classification than one by such prompts
         names = names if classes is None else classes
@@ -209,7 +212,7 @@ class Prepared:
         marks = [name, str(builder.info.version), split, lengths, sizes, sorted(features.items())]
         fingerprint = hashlib.sha256(json.dumps(marks).encode()).hexdigest()[:16]
         prompts = prompts or (("a photo of a {}.",) if names else ())
-        stored = {"fingerprint": fingerprint, "files": len(paths), "bytes": sum(sizes)}
+        stored = {"fingerprint": fingerprint, "ids": ids, "files": len(paths), "bytes": sum(sizes)}
         return Info(name, split, names, prompts if names else (), tokens if here else None, words, **stored)
 
     def __reduce__(self):

@@ -25,6 +25,8 @@ from mmjax.data.tokenizer_engines import BYTES, END, FORMS, START, WORD_END, Lib
 from mmjax.data.tokenizer_formats import CLIP_PIECES, Published
 
 CONVENTIONS = ("openai", "transformers")
+# By which a folder is known to hold a tokenizer, in the order in which one that holds several is read.
+FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "bpe_simple_vocab_16e6.txt.gz")
 _CACHED = 2048  # characters; a longer text is not worth the memory
 
 
@@ -186,9 +188,8 @@ def _read(path: epath.Path, parse: bool | None, convention: str | None) -> Publi
 
 def _read_folder(folder: epath.Path, parse: bool | None, convention: str | None) -> Published:
     names = sorted(p.name for p in folder.iterdir())
-    readable = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "bpe_simple_vocab_16e6.txt.gz")
     # CLIP's merges under a convention of its own are not what a tokenizer.json beside them holds.
-    order = ("vocab.json", *readable) if convention and "merges.txt" in names else readable
+    order = ("vocab.json", *FILES) if convention and "merges.txt" in names else FILES
     first = next((name for name in order if name in names), None)
     models = [name for name in names if name.endswith(".model")]
     if first is None and len(models) != 1:

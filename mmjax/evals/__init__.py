@@ -1,4 +1,7 @@
-"""Evaluators over predict functions: `EVALS[type].make(predict, config, mesh, data) -> Callable[[Params], dict[str, float]]`."""
+"""Evaluators over predict functions: `EVALS[type].make(predict, config, mesh, data) -> Callable[[Params], dict[str, float]]`.
+
+A group `evals.<name>` may hold `data`, the keys of the config's `data` that differ for it: a run on pairs is then judged on ImageNet.
+"""
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -6,14 +9,29 @@ from typing import Any
 
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError, suggest
-from mmjax.evals import aro, attacks, classification, generated, retrieval, sugarcrepe, winoground, zero_shot
+from mmjax.data.stream import overlaid
+from mmjax.evals import (
+    aro,
+    attacks,
+    classification,
+    generated,
+    linear_probe,
+    prompt_scores,
+    retrieval,
+    sugarcrepe,
+    winoground,
+    zero_shot,
+)
 
-# type -> module with `make`, the predict functions it NEEDS and the ARGUMENTS its config group takes.
+# type -> module with `make`, the predict functions it NEEDS, the ARGUMENTS its config group takes, and those it may take (OPTIONAL, with
+# their defaults).
 EVALS: dict[str, ModuleType] = {
     "aro": aro,
     "attacks": attacks,
     "classification": classification,
     "generated": generated,
+    "linear_probe": linear_probe,
+    "prompt_scores": prompt_scores,
     "retrieval": retrieval,
     "sugarcrepe": sugarcrepe,
     "winoground": winoground,
@@ -42,11 +60,14 @@ def make(name: str, predict: Mapping[str, Callable], config: Group, mesh: Any, d
             raise UserError(
                 f"{where}: a {kind} evaluation needs the predict function '{needed}', this task has {', '.join(sorted(predict))}"
             )
-    known = {"type", "every", *module.ARGUMENTS}
+    optional = getattr(module, "OPTIONAL", {})
+    known = {"type", "every", "data", *module.ARGUMENTS, *optional}
     for key in config:
         if key not in known:
             raise UserError(f"{where} has an unknown key '{key}'{suggest(key, known)}")
     for key in module.ARGUMENTS:
         if key not in config:
             raise UserError(f"{where} lacks the key '{key}'; a {kind} evaluation takes {', '.join(module.ARGUMENTS)}")
-    return module.make(predict, config, mesh, data)
+    if config.get("data"):
+        data = overlaid(data, config["data"], f"{where}.data")
+    return module.make(predict, {**optional, **config}, mesh, data)

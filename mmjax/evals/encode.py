@@ -52,6 +52,11 @@ def left_out(source: Source, places: Int64[np.ndarray, "N"]) -> dict[str, float]
     return {"bad_samples": float(len(source) - len(places))} if len(places) < len(source) else {}
 
 
+def unit(x: Float[np.ndarray, "*n E"]) -> Float[np.ndarray, "*n E"]:
+    """Embeddings scaled to length 1, so that products are cosines; zeros stay zeros."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(x.dtype).tiny)
+
+
 def texts(fn: Callable, params: Params, tokens: Int[np.ndarray, "N L"], batch_size: int, mesh: Mesh) -> Float[np.ndarray, "N E"]:
     """Embeddings of N token rows, in padded batches of `batch_size`."""
     return np.concatenate(list(rows(fn, params, (tokens,), batch_size, mesh)))

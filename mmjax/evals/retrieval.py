@@ -2,7 +2,7 @@
 
 N images, M distinct captions, E embedding. A caption that several images carry is one entry of the gallery, and all
 those images count as right for it. With captions that are all different this is the protocol of COCO and Flickr30k:
-an image is found if any of its captions is among the first K, a caption if its image is.
+an image is found if any of its captions (five, there) is among the first K, a caption if its image is.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Int64
 
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError
@@ -24,13 +24,46 @@ from mmjax.evals import encode
 NEEDS = ("encode_image", "encode_text")
 ARGUMENTS = ("split", "batch_size", "length", "transforms", "captions")
 KS = (1, 5, 10)
+CELLS = 1 << 23  # similarities held at a time: 96 MiB, in two precisions
+
+Pairs = Int64[np.ndarray, "P 2"]  # (query, entry of the gallery) that belong together, in any order
 
 
-def recall(similarity: Float[np.ndarray, "Q G"], relevant: Bool[np.ndarray, "Q G"]) -> dict[int, float]:
-    """Share of queries with a relevant entry among the K most similar. An irrelevant entry that ties with it goes first."""
-    best = np.where(relevant, similarity, -np.inf).max(1, keepdims=True)
-    rank = ((similarity >= best) & ~relevant).sum(1)
-    return {k: float((rank < k).mean()) for k in KS}
+def ranks(queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], right: Pairs, cells: int = CELLS) -> Int64[np.ndarray, "Q"]:
+    """How many wrong entries of the gallery come before the first right one of each query, all of which must have one.
+
+    A wrong entry whose cosine, rounded to float32, equals the right one's goes first. Products are summed in float64, so neither
+    the size of a chunk nor an entry's place decides what ties: equal embeddings do. Memory: `cells` similarities, or a row of G
+    where that is more, beside a float64 copy of the gallery.
+    """
+    right = right[np.argsort(right[:, 0], kind="stable")]
+    entries = np.asarray(gallery.T, np.float64)
+    out = np.empty(len(queries), np.int64)
+    rows = max(1, cells // max(1, len(gallery)))
+    for start in range(0, len(queries), rows):
+        chunk = (queries[start : start + rows].astype(np.float64) @ entries).astype(np.float32)
+        first, last = np.searchsorted(right[:, 0], [start, start + len(chunk)])
+        query, entry = right[first:last, 0] - start, right[first:last, 1]
+        best = np.full(len(chunk), -np.inf, np.float32)
+        np.maximum.at(best, query, chunk[query, entry])
+        own = np.bincount(query[chunk[query, entry] == best[query]], minlength=len(chunk))  # right entries among those counted below
+        out[start : start + rows] = (chunk >= best[:, None]).sum(1) - own
+    return out
+
+
+def recall(queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], right: Pairs, cells: int = CELLS) -> dict[int, float]:
+    """Share of queries with a right entry among the first K, K in `KS`; arguments and ties as of `ranks`."""
+    found = ranks(queries, gallery, right, cells)
+    return {k: float((found < k).mean()) for k in KS}
+
+
+def kept(pairs: Pairs, places: Int64[np.ndarray, "S"]) -> tuple[Int64[np.ndarray, "Q 2"], Int64[np.ndarray, "n"], Int64[np.ndarray, "m"]]:
+    """The pairs of the images at `places`, numbered anew among those images and captions that are in one: an image without captions
+    asks for nothing, nor does a caption without images. Also which of `places`, and which captions, these are."""
+    pairs = pairs[np.isin(pairs[:, 0], places)]
+    images, captions = np.unique(pairs[:, 0]), np.unique(pairs[:, 1])
+    renumbered = np.stack([np.searchsorted(images, pairs[:, 0]), np.searchsorted(captions, pairs[:, 1])], 1)
+    return renumbered, np.searchsorted(places, images), captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +75,7 @@ class Retrieval:
     source: Any
     transform: Callable
     tokens: Int[np.ndarray, "M L"]
-    relevant: Bool[np.ndarray, "N M"]
+    pairs: Pairs  # (record, caption)
     batch_size: int
     mesh: Mesh
 
@@ -51,13 +84,11 @@ class Retrieval:
             self.encode_image, params, self.source, self.transform, ("image", "_mask"), self.batch_size, self.mesh
         )
         texts = encode.texts(self.encode_text, params, self.tokens, self.batch_size, self.mesh)
-        sound = self.relevant[places].any(1)  # an image without captions asks for nothing, nor does a caption without images
-        images, places = images[sound], places[sound]
-        used = self.relevant[places].any(0)
-        similarity, relevant = images @ texts[used].T, self.relevant[places][:, used]
-        out = {f"image_to_text_r{k}": v for k, v in recall(similarity, relevant).items()}
-        out |= {f"text_to_image_r{k}": v for k, v in recall(similarity.T, relevant.T).items()}
-        return {**out, **encode.left_out(self.source, places)}
+        pairs, sound, used = kept(self.pairs, places)
+        images, texts = encode.unit(images[sound]), encode.unit(texts[used])
+        out = {f"image_to_text_r{k}": v for k, v in recall(images, texts, pairs).items()}
+        out |= {f"text_to_image_r{k}": v for k, v in recall(texts, images, pairs[:, ::-1]).items()}
+        return {**out, **encode.left_out(self.source, places[sound])}
 
 
 def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group) -> Retrieval:
@@ -75,6 +106,9 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
         raise UserError(f"retrieval: source '{info.name}' has no class names or no prompts; use captions='own'")
     if config["captions"] == "own" and "captions" not in info.features:
         raise UserError(f"retrieval: examples of source '{info.name}' have no captions, only {', '.join(sorted(info.features))}")
+    tokenizer = open_tokenizer(source, data.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"retrieval: source '{info.name}' has no tokenizer; name one with data.tokenizer")
 
     def captions_of(record: int) -> list[str]:
         try:
@@ -85,21 +119,17 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
             return [caption for caption in example["captions"] if caption.strip()]
         return [p.format(info.classes[example["label"]]) for p in info.prompts]
 
-    per_image = [captions_of(i) for i in range(len(source))]
-    gallery = {caption: i for i, caption in enumerate(dict.fromkeys(c for captions in per_image for c in captions))}
-    relevant = np.zeros((len(source), len(gallery)), bool)
-    for i, captions in enumerate(per_image):
-        relevant[i, [gallery[c] for c in captions]] = True
-    tokenizer = open_tokenizer(source, data.tokenizer)
-    if tokenizer is None:
-        raise UserError(f"retrieval: source '{source.info.name}' has no tokenizer; name one with data.tokenizer")
+    gallery: dict[str, int] = {}  # caption -> its number
+    pairs = {(i, gallery.setdefault(c, len(gallery))): None for i in range(len(source)) for c in captions_of(i)}
+    if not pairs:
+        raise UserError(f"retrieval: no image of source '{info.name}' ({info.split}) has a caption")
     return Retrieval(
         encode_image=encode.compile_over(mesh, predict["encode_image"]),
         encode_text=encode.compile_over(mesh, predict["encode_text"]),
         source=source,
         transform=transforms.build(config["transforms"], tokenizer),
         tokens=tokenizer.encode(list(gallery), config["length"]),
-        relevant=relevant,
+        pairs=np.array(list(pairs), np.int64),
         batch_size=encode.pad_to_mesh(config["batch_size"], mesh),
         mesh=mesh,
     )

@@ -2,29 +2,39 @@
 
 from mmjax.layers.attention import Attention
 from mmjax.layers.axes import split_axes
+from mmjax.layers.batch_norm import BatchNorm
+from mmjax.layers.conv import Conv, average_pool
 from mmjax.layers.dense import Dense, Embed
-from mmjax.layers.dropout import dropout
+from mmjax.layers.dropout import dropout, stochastic_depth
 from mmjax.layers.mlp import ACTIVATIONS, Mlp
-from mmjax.layers.norm import LayerNorm
-from mmjax.layers.patch import patchify
-from mmjax.layers.posemb import PositionEmbedding, sincos_2d
-from mmjax.layers.stack import REMAT, Block, stack, stack_params, unstack_params
+from mmjax.layers.norm import LayerNorm, RMSNorm
+from mmjax.layers.patch import drop_patches, patchify
+from mmjax.layers.posemb import PositionEmbedding, resize_positions, sincos_2d
+from mmjax.layers.stack import REMAT, Block, PostNormBlock, stack, stack_params, unstack_params
 
 __all__ = [
     "ACTIVATIONS",
     "REMAT",
     "Attention",
+    "BatchNorm",
     "Block",
+    "Conv",
     "Dense",
     "Embed",
     "LayerNorm",
     "Mlp",
     "PositionEmbedding",
+    "PostNormBlock",
+    "RMSNorm",
+    "average_pool",
+    "drop_patches",
     "dropout",
     "patchify",
+    "resize_positions",
     "sincos_2d",
     "split_axes",
     "stack",
     "stack_params",
+    "stochastic_depth",
     "unstack_params",
 ]

@@ -44,16 +44,20 @@ class Dense(nn.Module):
 
 
 class Embed(nn.Module):
-    """Rows of a float32 table `embedding [vocab, width]`, returned in `dtype`."""
+    """Rows of a float32 table `embedding [vocab, width]`, returned in `dtype`.
+
+    Attributes:
+      axis: logical name of the table's first axis.
+    """
 
     vocab: int
     width: int
     dtype: DTypeLike = jnp.float32
     table_init: Initializer = normal(0.02)
+    axis: str = "vocab"
 
     @nn.compact
     def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        table = self.param(
-            "embedding", nn.with_logical_partitioning(self.table_init, ("vocab", "embed")), (self.vocab, self.width), jnp.float32
-        )
-        return gathered(table.astype(self.dtype), "vocab", "embed")[ids]
+        init = nn.with_logical_partitioning(self.table_init, (self.axis, "embed"))
+        table = self.param("embedding", init, (self.vocab, self.width), jnp.float32)
+        return gathered(table.astype(self.dtype), self.axis, "embed")[ids]

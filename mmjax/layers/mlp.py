@@ -27,18 +27,27 @@ ACTIVATIONS = {
 
 
 class Mlp(nn.Module):
-    """Dense, activation, Dense back to the input's width. Parameters `up` and `down`."""
+    """Dense, activation, Dense back to the input's width. Parameters `up` and `down`.
+
+    Attributes:
+      gated: the activation is applied to another product, `gate`, and multiplies `up` (Shazeer 2020, equation 6).
+      use_bias: whether the products have biases.
+    """
 
     hidden: int
     act: str
     dtype: DTypeLike = jnp.float32
     up_init: Initializer = nn.initializers.lecun_normal()
     down_init: Initializer = nn.initializers.lecun_normal()
+    gated: bool = False
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         if self.act not in ACTIVATIONS:
             raise UserError(f"model act is {self.act!r}{suggest(self.act, ACTIVATIONS)}")
-        h = Dense(self.hidden, ("embed", "mlp"), dtype=self.dtype, kernel_init=self.up_init, name="up")(x)
-        h = constrain(ACTIVATIONS[self.act](h), "batch", None, "mlp")
-        return Dense(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, kernel_init=self.down_init, name="down")(h)
+        act = ACTIVATIONS[self.act]
+        widen = lambda name: Dense(self.hidden, ("embed", "mlp"), self.use_bias, self.dtype, self.up_init, name=name)(x)
+        h = act(widen("gate")) * widen("up") if self.gated else act(widen("up"))
+        h = constrain(h, "batch", None, "mlp")
+        return Dense(x.shape[-1], ("mlp", "embed"), self.use_bias, self.dtype, self.down_init, name="down")(h)

@@ -23,3 +23,18 @@ class LayerNorm(nn.Module):
         y = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
         lead = (1,) * (x.ndim - 1)
         return (y * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)).astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Zhang and Sennrich 2019, equation 4: over the last axis, divided by its root mean square, times `scale`; result in `dtype`."""
+
+    eps: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("width",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        y = x32 * lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        return (y * scale.reshape(*(1,) * (x.ndim - 1), -1)).astype(self.dtype)

@@ -1,11 +1,12 @@
 """Position embeddings."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from mmjax.core.errors import UserError
+from mmjax.core.errors import UserError, suggest
 from mmjax.core.sharding import gathered
 from mmjax.layers.dense import Initializer, normal
 
@@ -20,6 +21,46 @@ class PositionEmbedding(nn.Module):
         init = nn.with_logical_partitioning(self.table_init, ("position", "embed"))
         table = self.param("embedding", init, x.shape[1:], jnp.float32)
         return x + gathered(table.astype(x.dtype), "position", "embed")[None]
+
+
+RESIZES = ("bicubic", "linear")
+
+
+def resize_positions(
+    table: Float[Array | np.ndarray, "L D"], old: tuple[int, int], new: tuple[int, int], method: str = "bicubic", prefix: int = 0
+) -> Float[Array | np.ndarray, "M D"]:
+    """Position embeddings of a grid of patches for another grid: what a checkpoint needs to take images of another size.
+
+    Args:
+      table: `prefix` rows that belong to no patch (the class token's), then the grid's in reading order.
+      old, new: rows and columns.
+      method: "bicubic", antialiased where the grid shrinks (torch's F.interpolate(mode="bicubic", antialias=True), as in OpenCLIP
+        and Hugging Face); "linear", corners on corners (scipy.ndimage.zoom of order 1, as in big_vision).
+
+    Returns:
+      The prefix rows unchanged, then the new grid's, in float32.
+
+    Raises:
+      UserError: a table of another length, or an unknown method.
+    """
+    if method not in RESIZES:
+        raise UserError(f"resize of position embeddings is {method!r}{suggest(method, RESIZES)}")
+    if table.shape[0] != prefix + old[0] * old[1]:
+        raise UserError(f"position embeddings have {table.shape[0]} rows, expected {prefix} and a grid of {old[0]} x {old[1]}")
+    width = table.shape[1]
+    grid = jnp.asarray(table[prefix:], jnp.float32).reshape(*old, width)
+    if method == "bicubic":
+        grid = jax.image.resize(grid, (*new, width), "bicubic", antialias=True)
+    else:
+        rows, columns = (_linear(a, b) for a, b in zip(old, new, strict=True))
+        grid = jnp.einsum("hH,wW,HWd->hwd", rows, columns, grid, precision="highest")
+    return jnp.concatenate([jnp.asarray(table[:prefix], jnp.float32), grid.reshape(-1, width)])
+
+
+def _linear(old: int, new: int) -> Float[np.ndarray, "N O"]:
+    """Weights of linear interpolation that keeps the first and the last point."""
+    at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
+    return np.stack([np.interp(at, np.arange(old), row) for row in np.eye(old)], axis=1).astype(np.float32)
 
 
 def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> Float[np.ndarray, "L D"]:

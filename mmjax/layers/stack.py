@@ -1,14 +1,14 @@
 """A stack of equal transformer blocks: scanned or unrolled, with activations kept or recomputed."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from mmjax.core import rng, tree
 from mmjax.core.errors import UserError, suggest
@@ -51,19 +51,50 @@ class Block(nn.Module):
         return constrain(x, "batch", None, None)
 
 
+class PostNormBlock(nn.Module):
+    """The transformer block of Vaswani et al. 2017, section 3.1: norm(x + attention(x)), then norm(x + mlp(x)). S tokens looked at.
+
+    Parameters `attn`, `norm1`, `mlp`, `norm2`. `keys` (one an example) turn dropout on; `mask` is `Attention`'s.
+    """
+
+    heads: int
+    mlp: int
+    act: str
+    dropout: float = 0.0
+    eps: float = 1e-12
+    dtype: DTypeLike = jnp.float32
+    backend: str = "xla"
+    init: Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None = None, mask: Bool[Array, "#B #H #L S"] | None = None
+    ) -> Float[Array, "B L D"]:
+        drop = lambda y, use: dropout(y, self.dropout, None if keys is None else rng.fold(keys, use))
+        attn = Attention(self.heads, False, self.dtype, self.init, self.init, self.backend, name="attn")
+        x = LayerNorm(self.eps, self.dtype, name="norm1")(x + drop(attn(x, mask=mask), 0))
+        mlp = Mlp(self.mlp, self.act, self.dtype, self.init, self.init, name="mlp")
+        x = LayerNorm(self.eps, self.dtype, name="norm2")(x + drop(mlp(x), 1))
+        return constrain(x, "batch", None, None)
+
+
 def stack(
     make: Callable[[str], nn.Module],
     depth: int,
-    x: Float[Array, "B L D"],
+    x: Float[Array, "B *d"],
     *,
     keys: Key[Array, "B"] | None = None,
     scan: bool = True,
     remat: str = "none",
-) -> Float[Array, "B L D"]:
-    """Runs `depth` blocks `make(name)(x, keys)`; call it inside a compact method.
+    each: Mapping[str, Array] | None = None,
+    **shared: Array | None,
+) -> Float[Array, "B *d"]:
+    """Runs `depth` blocks `make(name)(x, keys, **own, **shared)`; call it inside a compact method.
 
     Scanned, parameters are `blocks/...` with a leading axis "layers"; unrolled they are `blocks_0/...`, `blocks_1/...`
-    (`stack_params` and `unstack_params` go between the two). Both draw the same dropout.
+    (`stack_params` and `unstack_params` go between the two). Both draw the same dropout. `shared` is the same for every
+    block: a mask, a bias on scores. `each` holds arrays with an entry a block in front, of which a block is given its `own`. New
+    values of a collection "state" (BatchNorm's) are stacked as parameters are.
 
     Raises:
       UserError: an unknown remat policy.
@@ -71,8 +102,10 @@ def stack(
     if remat not in REMAT:
         raise UserError(f"model.remat is {remat!r}{suggest(remat, REMAT)}")
 
-    def body(block: nn.Module, x: Array, layer: Array) -> tuple[Array, None]:
-        return block(x, None if keys is None else rng.fold(keys, layer)), None
+    each = dict(each or {})
+
+    def body(block: nn.Module, x: Array, layer: Array, own: dict[str, Array]) -> tuple[Array, None]:
+        return block(x, None if keys is None else rng.fold(keys, layer), **own, **shared), None
 
     if remat != "none":
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
@@ -80,12 +113,11 @@ def stack(
         body = nn.remat(body, prevent_cse=not scan, policy=policy)
     if not scan:
         for i in range(depth):
-            x, _ = body(make(f"blocks_{i}"), x, jnp.int32(i))
+            x, _ = body(make(f"blocks_{i}"), x, jnp.int32(i), {name: a[i] for name, a in each.items()})
         return x
-    lifted = nn.scan(
-        body, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth, metadata_params={nn.PARTITION_NAME: "layers"}
-    )
-    return lifted(make("blocks"), x, jnp.arange(depth))[0]
+    axes, names = {"params": 0, "state": 0}, {nn.PARTITION_NAME: "layers"}
+    lifted = nn.scan(body, variable_axes=axes, split_rngs={"params": True}, length=depth, metadata_params=names)
+    return lifted(make("blocks"), x, jnp.arange(depth), each)[0]
 
 
 def unstack_params(params: dict[str, Any]) -> dict[str, Any]:

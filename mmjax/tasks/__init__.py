@@ -6,9 +6,10 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import classification, clip
+from mmjax.tasks import caption_baselines, classification, clip
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "caption_baselines": caption_baselines.make,
     "classification": classification.make,
     "clip": clip.make,
 }

@@ -27,6 +27,7 @@ from mmjax.data.source import open_source, open_tokenizer
 from tests.runs import SMOKE
 
 N = 140  # records in the validation split
+CLOSE = 2e-5  # on embeddings about 8 long: batches of other shapes add up in another order
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,7 +101,7 @@ def test_images_round_trip(run, tmp_path, capsys):
     for i in range(N):
         record = back[i]
         assert set(record) == {"value", "label", "captions", "index"} and record["index"] == i
-        np.testing.assert_allclose(record["value"], expected[i], atol=2e-6)
+        np.testing.assert_allclose(record["value"], expected[i], atol=CLOSE)
         assert record["label"] == source[i]["label"] and record["captions"] == source[i]["captions"]
     keep = transforms.build((("keep", {"keys": ("value", "label")}),))
     with loader.batches(back, keep, batch_size=8, seed=0) as batches:
@@ -113,7 +114,7 @@ def test_texts_round_trip(run, tmp_path):
     _, tokens = inputs(run, (("pick_caption", {"index": 0}), ("tokenize", {"length": 16})), "tokens")
     expected, back = direct(run, "encode_text", tokens), store.Cached(folder)
     assert code == 0 and len(back) == N
-    np.testing.assert_allclose(np.stack([back[i]["value"] for i in range(N)]), expected, atol=2e-6)
+    np.testing.assert_allclose(np.stack([back[i]["value"] for i in range(N)]), expected, atol=CLOSE)
 
 
 def test_killed_and_resumed_it_is_the_same(run, tmp_path, monkeypatch, capsys):
@@ -161,7 +162,7 @@ def test_any_mesh(run, tmp_path):
     _, one = cached(run, tmp_path / "one", "mesh.data=8")
     _, eight = cached(run, tmp_path / "eight", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
     read = lambda folder: np.stack([store.Cached(folder)[i]["value"] for i in range(N)])
-    np.testing.assert_allclose(read(one), read(eight), atol=2e-6)
+    np.testing.assert_allclose(read(one), read(eight), atol=CLOSE)
 
 
 def test_the_fingerprint_is_the_models(run, tmp_path):

@@ -86,3 +86,12 @@ def test_constrain_is_the_identity_outside_a_mesh_and_places_inside():
     with sharding.use(mesh):
         out = jax.jit(lambda x: (sharding.constrain(x, "batch", "mlp"), sharding.gathered(x, "embed", "mlp")))(x)
     assert out[0].sharding.spec == P("fsdp", "tensor") and out[1].sharding.spec == P(None, "tensor")
+
+
+def test_splits_are_the_axes_that_split_a_name():
+    assert sharding.splits("batch") == (None, ())
+    mesh = sharding.make_mesh({"data": 4, "tensor": 2}, jax.devices()[:8])
+    assert sharding.splits("batch", mesh) == (mesh, ("data",))
+    with sharding.use(mesh, sharding.make_table((("batch", ("data", "tensor")),))):
+        assert sharding.splits("batch") == (mesh, ("data", "tensor"))
+        assert sharding.splits("layers") == (mesh, ())

@@ -145,7 +145,10 @@ def by_label(source):
     return sorted((source[i] for i in range(len(source))), key=lambda r: r["image"])
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "imagenet2012"])
+PUBLISHED["imagenet_r"] = PUBLISHED["imagenet2012"]  # as have -v2, -a and -sketch; in them all labels are ImageNet's
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "cifar100", "imagenet2012", "imagenet_r"])
 def test_labelled_sets(root, name):
     source = open_source(config(root, name), "train")
     assert isinstance(source, Source) and len(source) == 12 and source.info.name == name
@@ -165,6 +168,7 @@ def test_classes_and_prompts(root, tmp_path):
     named = of("imagenet2012", classes=str(tmp_path / "names.txt"))
     assert named.classes == ("tench", "goldfish") and len(named.prompts) == 7 and all("{}" in p for p in named.prompts)
     assert of("cifar10", prompts=("x {}",)).prompts == ("x {}",)
+    assert named.ids == ("n01440764", "n01443537") and of("mnist").ids == tuple("0123456789") and of("coco_captions").ids == ()
     with pytest.raises(UserError, match="has 2 names, set 'mnist' has 10 classes"):
         of("mnist", classes=str(tmp_path / "names.txt"))
     (tmp_path / "names.txt").write_text("tench\n\ngoldfish\n")

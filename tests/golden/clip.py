@@ -3,7 +3,7 @@
     pip install -e '.[parity]'
     python tests/golden/clip.py
 
-The file holds, in float32: `params/...` (a small random CLIP in mmjax's tree, layers stacked), `images`, `tokens`; for each
+The file holds, in float32: `params/...` (a small random CLIP, by transformers' names), `images`, `tokens`; for each
 activation `ACT` of ("quick_gelu", "gelu") `ACT/{images,texts,logits,loss}` and `ACT/grad_norm/...` (the norm of the loss's
 gradient, for every parameter); the gradients of `GRADIENTS` themselves as `quick_gelu/grad/...`; and `loss/...`, the contrastive
 loss alone on a larger batch. The reference runs in float64, so what a test sees is the error of mmjax's float32. Running it again
@@ -24,19 +24,19 @@ TEXT = {"width": 24, "depth": 2, "heads": 3, "mlp": 48}
 ACTIVATIONS = ("quick_gelu", "gelu")
 GRADIENTS = (
     "logit_scale",
-    "image_proj/kernel",
-    "text_proj/kernel",
-    "image/patch/kernel",
-    "image/cls",
-    "image/pos/embedding",
-    "image/pre_norm/scale",
-    "image/blocks/attn/q/kernel",
-    "image/blocks/mlp/up/bias",
-    "text/token/embedding",
-    "text/pos/embedding",
-    "text/blocks/attn/k/kernel",
-    "text/blocks/norm2/bias",
-    "text/norm/scale",
+    "visual_projection.weight",
+    "text_projection.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.class_embedding",
+    "vision_model.embeddings.position_embedding.weight",
+    "vision_model.pre_layrnorm.weight",
+    "vision_model.encoder.layers.0.self_attn.q_proj.weight",
+    "vision_model.encoder.layers.1.mlp.fc1.bias",
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight",
+    "text_model.encoder.layers.1.self_attn.k_proj.weight",
+    "text_model.encoder.layers.0.layer_norm2.bias",
+    "text_model.final_layer_norm.weight",
 )
 
 
@@ -86,52 +86,14 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
     return images, tokens
 
 
-def convert(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """transformers' tree -> ours: Linear [out, in] -> [in, out]; patch convolution [D, C, p, p] -> rows (row, column, channel)."""
-    left = dict(tensors)
-    take = lambda name: left.pop(name).detach().numpy().astype(np.float32)
-    out: dict[str, np.ndarray] = {"logit_scale": take("logit_scale")}
-
-    def dense(ours: str, theirs: str) -> dict[str, np.ndarray]:
-        return {f"{ours}/kernel": take(f"{theirs}.weight").T, f"{ours}/bias": take(f"{theirs}.bias")}
-
-    def norm(ours: str, theirs: str) -> dict[str, np.ndarray]:
-        return {f"{ours}/scale": take(f"{theirs}.weight"), f"{ours}/bias": take(f"{theirs}.bias")}
-
-    def blocks(theirs: str, depth: int) -> dict[str, np.ndarray]:
-        layers = []
-        for i in range(depth):
-            at = f"{theirs}.encoder.layers.{i}"
-            layer = {**norm("norm1", f"{at}.layer_norm1"), **norm("norm2", f"{at}.layer_norm2")}
-            for name in ("q", "k", "v", "out"):
-                layer |= dense(f"attn/{name}", f"{at}.self_attn.{name}_proj")
-            layers.append(layer | dense("mlp/up", f"{at}.mlp.fc1") | dense("mlp/down", f"{at}.mlp.fc2"))
-        return {name: np.stack([layer[name] for layer in layers]) for name in layers[0]}
-
-    vision = "vision_model.embeddings"
-    out["image/cls"] = take(f"{vision}.class_embedding")
-    out["image/pos/embedding"] = take(f"{vision}.position_embedding.weight")
-    out["image/patch/kernel"] = take(f"{vision}.patch_embedding.weight").transpose(2, 3, 1, 0).reshape(-1, IMAGE["width"])
-    out |= norm("image/pre_norm", "vision_model.pre_layrnorm") | norm("image/norm", "vision_model.post_layernorm")
-    out |= {f"image/blocks/{k}": v for k, v in blocks("vision_model", IMAGE["depth"]).items()}
-    out["text/token/embedding"] = take("text_model.embeddings.token_embedding.weight")
-    out["text/pos/embedding"] = take("text_model.embeddings.position_embedding.weight")
-    out |= norm("text/norm", "text_model.final_layer_norm")
-    out |= {f"text/blocks/{k}": v for k, v in blocks("text_model", TEXT["depth"]).items()}
-    out["image_proj/kernel"] = take("visual_projection.weight").T
-    out["text_proj/kernel"] = take("text_projection.weight").T
-    assert not left, f"unconverted: {sorted(left)}"
-    return {k: np.array(out[k], order="C") for k in sorted(out)}
-
-
 def reference(model: CLIPModel, images: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """Outputs and gradients of the model's own loss."""
     pixels = torch.from_numpy(images).double().permute(0, 3, 1, 2)
     out = model(input_ids=torch.from_numpy(tokens).long(), pixel_values=pixels, return_loss=True)
     out.loss.backward()
-    grads = convert({name: p.grad for name, p in model.named_parameters()})
-    norms = {f"grad_norm/{k}": np.float32(np.linalg.norm(v.astype(np.float64))) for k, v in grads.items()}
     numpy = lambda t: t.detach().numpy().astype(np.float32)
+    grads = {name: numpy(p.grad) for name, p in model.named_parameters()}
+    norms = {f"grad_norm/{k}": np.float32(np.linalg.norm(v.astype(np.float64))) for k, v in grads.items()}
     values = {"images": out.image_embeds, "texts": out.text_embeds, "logits": out.logits_per_image, "loss": out.loss}
     return {**{k: numpy(v) for k, v in values.items()}, **{f"grad/{k}": grads[k] for k in GRADIENTS}, **norms}
 
@@ -159,8 +121,7 @@ def main() -> None:
     out: dict[str, np.ndarray] = {"images": images, "tokens": tokens}
     for act in ACTIVATIONS:
         model = build(act)
-        params = convert(dict(model.named_parameters()))
-        out |= {f"params/{k}": v for k, v in params.items()}
+        out |= {f"params/{name}": p.detach().numpy().astype(np.float32) for name, p in model.named_parameters()}
         values = reference(model, images, tokens)
         out |= {f"{act}/{k}": v for k, v in values.items() if act == ACTIVATIONS[0] or not k.startswith("grad/")}
     out |= {f"loss/{k}": v for k, v in contrastive().items()}

@@ -43,3 +43,9 @@ def test_embed_takes_rows():
     table, ids = draw(10, 4), jnp.array([[3, 9], [0, 3]])
     np.testing.assert_array_equal(Embed(10, 4).apply({"params": {"embedding": table}}, ids), np.asarray(table)[np.asarray(ids)])
     assert Embed(10, 4, jnp.bfloat16).apply({"params": {"embedding": table}}, ids).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("axis", ["vocab", "position"])
+def test_embed_names_its_rows(axis):
+    boxed = Embed(4, 3, axis=axis).init(jax.random.key(0), jnp.array([0]))["params"]["embedding"]
+    assert boxed.names == (axis, "embed")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.core import rng
-from mmjax.layers import dropout
+from mmjax.layers import dropout, stochastic_depth
 
 
 def keys(n):
@@ -48,3 +48,16 @@ def test_keeps_the_type():
 def test_gradient_passes_where_the_value_did():
     x = jnp.ones((2, 64))
     np.testing.assert_array_equal(jax.grad(lambda x: dropout(x, 0.5, keys(2)).sum())(x), dropout(x, 0.5, keys(2)))
+
+
+def test_stochastic_depth_takes_whole_examples_and_scales_none():
+    """A share of them within five standard deviations of the rate; also with a rate that is traced, as in a scan."""
+    n, rate = 4096, 0.3
+    x = jnp.ones((n, 2, 3))
+    y = np.asarray(jax.jit(stochastic_depth)(x, jnp.float32(rate), keys(n)))
+    kept = y[:, 0, 0] != 0
+    np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None], y.shape))
+    assert abs((~kept).mean() - rate) < 5 * (rate * (1 - rate) / n) ** 0.5
+    np.testing.assert_array_equal(stochastic_depth(x[2:9], rate, keys(n)[2:9]), y[2:9])
+    assert stochastic_depth(x, rate, None) is x
+    np.testing.assert_array_equal(stochastic_depth(x, 0.0, keys(n)), x)

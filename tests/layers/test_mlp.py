@@ -42,6 +42,18 @@ def test_mlp(act):
     np.testing.assert_allclose(Mlp(10, act).apply({"params": p}, x), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("act", ["gelu_tanh", "relu"])
+def test_gated_mlp(act):
+    """Shazeer 2020, equation 6: (act(x W) * x V) W2, W being `gate`."""
+    r = np.random.default_rng(0)
+    shapes = {"gate": (6, 10), "up": (6, 10), "down": (10, 6)}
+    p = {k: {"kernel": jnp.asarray(r.standard_normal(s), jnp.float32)} for k, s in shapes.items()}
+    x = jnp.asarray(r.standard_normal((2, 3, 6)), jnp.float32)
+    want = (ACTIVATIONS[act](x @ p["gate"]["kernel"]) * (x @ p["up"]["kernel"])) @ p["down"]["kernel"]
+    got = Mlp(10, act, gated=True, use_bias=False).apply({"params": p}, x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 def test_unknown_activation_is_refused():
     with pytest.raises(UserError) as e:
         Mlp(10, "quickgelu").apply({"params": {}}, jnp.zeros((1, 1, 6)))

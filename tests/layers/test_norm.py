@@ -1,10 +1,10 @@
-"""LayerNorm against float64."""
+"""Norms against float64."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.layers import LayerNorm
+from mmjax.layers import LayerNorm, RMSNorm
 
 
 def reference(x, scale, bias, eps):
@@ -42,3 +42,21 @@ def test_bfloat16_input_is_normalised_in_float32():
 def test_constant_input_is_the_bias():
     got = LayerNorm().apply({"params": {"scale": jnp.ones(8), "bias": jnp.arange(8.0)}}, jnp.full((2, 8), 3.0))
     np.testing.assert_array_equal(got, np.broadcast_to(np.arange(8.0), (2, 8)))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.1])
+@pytest.mark.parametrize("shape", [(16,), (2, 3, 16)])
+def test_rms_equals_float64(eps, shape):
+    """The mean stays in, and nothing is added."""
+    r = np.random.default_rng(0)
+    x, scale = (jnp.asarray(2 + r.standard_normal(s), jnp.float32) for s in (shape, (16,)))
+    wide = np.asarray(x, np.float64)
+    want = wide / np.sqrt(np.square(wide).mean(-1, keepdims=True) + eps) * np.asarray(scale, np.float64)
+    np.testing.assert_allclose(RMSNorm(eps).apply({"params": {"scale": scale}}, x), want, rtol=0, atol=2e-6)
+
+
+def test_rms_of_bfloat16_is_taken_in_float32():
+    """Over 4096 equal squares a bfloat16 sum would stop at 256; the norm would be four times too large."""
+    got = RMSNorm(dtype=jnp.bfloat16).apply({"params": {"scale": jnp.ones(4096)}}, jnp.full((1, 4096), 3.0, jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got.astype(jnp.float32), np.ones((1, 4096)))

@@ -1,14 +1,17 @@
 """Patches against a convolution; position embeddings against their formula."""
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mmjax.core.errors import UserError
-from mmjax.layers import PositionEmbedding, patchify, sincos_2d
+from mmjax.layers import PositionEmbedding, drop_patches, patchify, resize_positions, sincos_2d
+from tests.golden.weights import normal
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (11, 9), (4, 4)])
@@ -65,3 +68,64 @@ def test_position_embedding_adds_a_row_to_each_token():
     table = jnp.arange(6.0).reshape(3, 2)
     got = PositionEmbedding().apply({"params": {"embedding": table}}, jnp.ones((4, 3, 2)))
     np.testing.assert_array_equal(got, np.broadcast_to(1 + np.asarray(table), (4, 3, 2)))
+
+
+@pytest.mark.parametrize(("length", "rate", "kept"), [(16, 0.5, 8), (9, 0.5, 4), (7, 0.0, 7), (5, 0.99, 1)])
+def test_drop_patches_keeps_a_subset_in_order(length, rate, kept):
+    x = jnp.broadcast_to(jnp.arange(1.0, length + 1)[None, :, None], (6, length, 2))
+    got = np.asarray(drop_patches(x, rate, jax.random.split(jax.random.key(0), 6)))
+    assert got.shape == (6, kept, 2)
+    assert (np.diff(got[:, :, 0], axis=1) > 0).all()  # distinct, in order
+    np.testing.assert_array_equal(got[..., 0], got[..., 1])
+
+
+def test_drop_patches_draws_every_patch_alike_and_by_an_examples_key_alone():
+    n, length = 4000, 6
+    x = jnp.broadcast_to(jnp.arange(length, dtype=jnp.float32)[None, :, None], (n, length, 1))
+    keys = jax.random.split(jax.random.key(1), n)
+    got = np.asarray(jax.jit(lambda x, k: drop_patches(x, 0.5, k))(x, keys))
+    share = np.bincount(got.reshape(-1).astype(int), minlength=length) / n
+    np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / n**0.5)
+    np.testing.assert_array_equal(drop_patches(x[7:9], 0.5, keys[7:9]), got[7:9])
+
+
+def test_drop_patches_refuses_to_drop_all():
+    with pytest.raises(UserError, match=r"^patch_dropout is 1.0, expected at least 0 and below 1"):
+        drop_patches(jnp.zeros((1, 4, 2)), 1.0, jax.random.split(jax.random.key(0), 1))
+
+
+GRIDS = (((4, 4), (7, 7)), ((14, 14), (16, 16)), ((16, 16), (7, 9)), ((5, 8), (8, 3)), ((7, 7), (24, 24)))
+
+
+@pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
+def test_bicubic_resize_is_torchs(old, new):
+    """tests/golden/vit.py; grids grow, shrink, and change shape."""
+    with np.load(Path(__file__).parents[1] / "golden" / "vit.npz") as f:
+        want = f[f"resize/{old[0]}x{old[1]}/{new[0]}x{new[1]}"]
+    table = normal("positions", (old[0] * old[1], want.shape[1]))
+    prefix = np.ones((2, want.shape[1]), np.float32)
+    got = resize_positions(np.concatenate([prefix, table]), old, new, prefix=2)
+    np.testing.assert_array_equal(got[:2], prefix)
+    np.testing.assert_allclose(got[2:], want, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("old", "new"), [*GRIDS, ((3, 3), (1, 1))], ids=str)
+def test_linear_resize_is_scipys_zoom(old, new):
+    """As big_vision calls it."""
+    table = normal("positions", (old[0] * old[1], 5))
+    want = ndimage.zoom(table.reshape(*old, 5).astype(np.float64), (new[0] / old[0], new[1] / old[1], 1), order=1)
+    assert want.shape == (*new, 5)
+    np.testing.assert_allclose(resize_positions(table, old, new, "linear"), want.reshape(-1, 5), rtol=0, atol=3e-6)
+
+
+def test_resize_to_the_same_grid_changes_nothing():
+    table = normal("positions", (13, 5))
+    for method in ("bicubic", "linear"):
+        np.testing.assert_allclose(resize_positions(table, (3, 4), (3, 4), method, prefix=1), table, rtol=0, atol=1e-6)
+
+
+def test_resize_refuses():
+    with pytest.raises(UserError, match="^position embeddings have 12 rows, expected 1 and a grid of 3 x 4"):
+        resize_positions(np.zeros((12, 2), np.float32), (3, 4), (5, 5), prefix=1)
+    with pytest.raises(UserError, match=r"^resize of position embeddings is 'cubic'; did you mean 'bicubic'\?"):
+        resize_positions(np.zeros((12, 2), np.float32), (3, 4), (5, 5), "cubic")

@@ -111,3 +111,35 @@ def test_split_axes_refuses_a_parameter_without_logical_names(init):
 
     with pytest.raises(ValueError, match=r"parameter \['gain'\] has no logical axes"):
         split_axes(Plain().init(jax.random.key(0), jnp.ones(1))["params"])
+
+
+class Scaled(nn.Module):
+    """Multiplies by a parameter and by what it is given."""
+
+    @nn.compact
+    def __call__(self, x, keys=None, *, factor, shift):
+        w = self.param("w", nn.with_logical_partitioning(nn.initializers.ones, ("width",)), (1,), jnp.float32)
+        if self.is_mutable_collection("state"):
+            self.put_variable("state", "w", w + factor)
+        return x * w[0] * factor + shift
+
+
+class Ramp(nn.Module):
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x, factors, shift):
+        make = lambda name: Scaled(name=name)
+        return stack(make, 3, x, scan=self.scan, each={"factor": factors}, shift=shift)
+
+
+def test_each_block_is_given_its_own_and_all_what_they_share():
+    """Of images too, and what blocks put into "state" comes out stacked: ((x 2 + 1) 3 + 1) 5 + 1."""
+    x, factors = jnp.ones((2, 3, 3, 1)), jnp.array([2.0, 3.0, 5.0])
+    params = {"blocks": {"w": jnp.array([[1.0], [10.0], [100.0]])}}
+    for scan in (True, False):
+        tree_of = params if scan else unstack_params(params)
+        got, new = Ramp(scan).apply({"params": tree_of}, x, factors, jnp.float32(1), mutable=["state"])
+        np.testing.assert_array_equal(got, np.full(x.shape, ((1 * 2 + 1) * 30 + 1) * 500 + 1))
+        state = new["state"] if scan else stack_params(new["state"])
+        np.testing.assert_array_equal(state["blocks"]["w"], [[3], [13], [105]])

@@ -1,7 +1,8 @@
 """The fonts of drawn words: capitals and digits as strokes on a grid of 4 by 6, so no picture depends on the fonts of a machine.
 
 Every font is monospaced and every glyph reaches the left and right edge of its cell, so a word's box tells how many letters it has.
-What handwriting tells apart by habit is told apart by form: 0 has a bar within, 1 a foot, I two bars; 2, 5, 6 and 9 corners that Z, S and G lack.
+What handwriting tells apart by habit is told apart by form: 0 has a bar within, 1 a foot, I two bars; 2, 5, 6 and 9 corners that Z, S
+and G lack.
 """
 
 import dataclasses

@@ -1,0 +1,238 @@
+"""The named cases of `mmjax bench`. A new one is a config, a function that prepares its sides, and a line in `CASES`."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmjax.bench import machine, measure
+from mmjax.bench.peer import Peer
+from mmjax.cli.program import Program, assemble
+from mmjax.cli.train import model_flops
+from mmjax.convert import own, transfer
+from mmjax.convert.tensors import Tensor
+from mmjax.core import flops, rng, sharding, tree
+from mmjax.core.config import base
+from mmjax.core.errors import UserError
+from mmjax.core.types import Params
+from mmjax.data.synthetic import synthetic_batch
+from mmjax.models.clip import VARIANTS, normalise
+from mmjax.objectives.contrastive import TILE, info_nce
+
+PEERS = Path(__file__).resolve().parents[1] / "bench" / "peers"
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # of the outputs' relative difference: beyond it the sides compute different things
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A case, warm.
+
+    Attributes:
+      sides: ours first, then what it is compared with.
+      facts: for the record: parameters, differences of the outputs, the peer's versions.
+    """
+
+    sides: dict[str, measure.Side]
+    work: measure.Work
+    facts: dict[str, Any]
+
+
+StartPeer = Callable[[Path, Path], Peer]  # (script, folder) -> peer, starting
+Prepare = Callable[[ConfigDict, contextlib.ExitStack, Path, StartPeer | None], Prepared]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+      config: a fresh config, whose keys the command line may set.
+      prepare: makes the sides; what is to be closed goes on the stack, files into the folder. Without a peer, ours alone.
+      peer: whether it has one in PyTorch.
+      accelerator: not run on a CPU unless it is named.
+    """
+
+    about: str
+    config: Callable[[], ConfigDict]
+    prepare: Prepare
+    peer: bool = True
+    accelerator: bool = False
+
+
+# --- CLIP ----------------------------------------------------------------------------------------------------------------
+
+
+def clip_config(name: str, batch_size: int, dtype: str = "float32", scan: bool = False) -> ConfigDict:
+    """The published model, and its optimizer without a schedule. Layers are unrolled where that is fast to compile."""
+    c = base()
+    c.task, c.dtype, c.batch_size = "clip", dtype, batch_size
+    c.model = ConfigDict({**VARIANTS[name], "channels": 3})
+    for tower in (c.model.image, c.model.text):
+        tower.scan, tower.remat, tower.backend = scan, "none", "xla"
+    c.optim.lr, c.optim.schedule, c.optim.weight_decay = 5e-4, "constant", 0.2
+    c.optim.args = ConfigDict({"b1": 0.9, "b2": 0.98, "eps": 1e-6})
+    return c
+
+
+def prepare_train(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """The trainer's own step, its state donated, on one batch again and again."""
+    program, batch, params, peer = _clip(config, "train", stack, folder, start)
+    device_batch = sharding.put_batch(batch, config.batch_size, program.mesh)
+    forward = lambda params, batch: {
+        "image": normalise(program.task.predict["encode_image"](params, batch["image"])),
+        "text": normalise(program.task.predict["encode_text"](params, batch["tokens"])),
+    }
+    ours = jax.device_get(jax.jit(forward)(params, device_batch)) if peer else {}
+    compiled = program.lower().compile()
+    state = program.init()  # the same draws as `params`, which the step may not take the memory of
+
+    def run(steps: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = compiled(state, device_batch)
+        jax.block_until_ready((state, metrics))
+        run.loss = metrics["loss"]
+        return time.perf_counter() - began
+
+    for name in ("loss", "second_loss"):  # the second shows that the optimizers, too, do the same
+        run(1)
+        ours[name] = float(run.loss)
+    total = model_flops(config, program)
+    work = measure.Work(total, _bytes(compiled, total))
+    return _against(peer, folder, run, work, ours, config, {"parameters": tree.count(program.abstract.params)})
+
+
+def prepare_encode(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """`predict["encode_image"]` jitted, on one batch again and again."""
+    program, batch, params, peer = _clip(config, "encode", stack, folder, start)
+    images = jnp.asarray(batch["image"])
+    encode = jax.jit(program.task.predict["encode_image"])
+    compiled = encode.lower(params, images).compile()
+    total = flops.count(encode, params, images).matmul_flops
+    ours = {"image": np.asarray(compiled(params, images))}
+    used = tree.select(params, lambda path: path.startswith("image"))
+    work = measure.Work(total, _bytes(compiled, total))
+    return _against(peer, folder, measure.timed(compiled, params, images), work, ours, config, {"parameters": tree.count(used)})
+
+
+def _clip(
+    config: ConfigDict, kind: str, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None
+) -> tuple[Program, dict[str, np.ndarray], Params, Peer | None]:
+    """The program, a batch, parameters, and the peer that is loading the same two."""
+    program = assemble(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))  # as many as the peer uses
+    batch = _batch(program)
+    params = program.init().params
+    if start is None:
+        return program, batch, params, None
+    fields = dict(model=config.model.to_dict(), task="clip")
+    leaves = {path: Tensor(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x)) for path, x in tree.flatten(params).items()}
+    own.write(folder / "own", fields, leaves)
+    transfer.export_to(folder / "own", "hf", folder / "hf")
+    np.savez(folder / "batch.npz", **batch)
+    optim = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.args}
+    spec = {"kind": kind, "dtype": config.dtype, "threads": machine.cores(), **optim}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    return program, batch, params, stack.enter_context(start(PEERS / "clip.py", folder))
+
+
+def _batch(program: Program) -> dict[str, np.ndarray]:
+    """Random pixels, and texts of random tokens and lengths that end in the end token, the largest."""
+    batch = synthetic_batch(program.task.batch_spec, seed=0, cursor=0)
+    (count, length), vocab = batch["tokens"].shape, program.task.limits["tokens"]
+    r = np.random.default_rng(0)
+    ends = r.integers(1, length, count)
+    places = np.arange(length)[None, :]
+    drawn = np.where(places < ends[:, None], r.integers(1, vocab - 1, (count, length)), 0)
+    batch["tokens"] = np.where(places == ends[:, None], vocab - 1, drawn).astype(np.int32)
+    return batch
+
+
+def _against(
+    peer: Peer | None, folder: Path, ours: measure.Side, work: measure.Work, outputs: dict, config: ConfigDict, facts: dict
+) -> Prepared:
+    """Ours and the peer's side, once their outputs were compared.
+
+    Raises:
+      UserError: they are not the same computation.
+    """
+    facts = {"batch_size": config.batch_size, **facts}
+    if peer is None:
+        return Prepared({"mmjax": ours}, work, facts)
+    facts["peer"] = {k: v for k, v in peer.wait_ready().about.items() if k != "ready"}
+    with np.load(folder / "outputs.npz") as theirs:
+        both = {k: (np.asarray(v, np.float64), theirs[k].astype(np.float64)) for k, v in outputs.items()}
+    facts["differences"] = {k: float(abs(a - b).max() / abs(b).max()) for k, (a, b) in both.items()}
+    for name, x in facts["differences"].items():
+        if name != "second_loss" and not x <= TOLERANCE[config.dtype]:  # Adam divides by |g|, which magnifies rounding
+            raise UserError(f"outputs '{name}' of mmjax and its peer differ by {x:.2g} of the largest: they are not the same computation")
+    return Prepared({"mmjax": ours, "peer": peer.run}, work, facts)
+
+
+def _bytes(compiled: Any, total: int) -> float | None:
+    """What the executable's operations read and write by XLA's count; None where its count visits loops once, or has no products."""
+    found = compiled.cost_analysis() or {}
+    return found.get("bytes accessed") if found.get("flops", 0) >= 0.9 * total else None
+
+
+# --- the contrastive loss ------------------------------------------------------------------------------------------------
+
+
+def info_nce_config() -> ConfigDict:
+    """8,192 pairs, the width of ViT-B's embedding."""
+    return ConfigDict({"pairs": 8192, "width": 512, "tile": TILE, "dtype": "float32"})
+
+
+def prepare_info_nce(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """Loss and gradients of the ring form, which never holds the logits, against the dense form. FLOPs are the dense form's."""
+    for key in ("pairs", "width"):
+        if config[key] < 1:
+            raise UserError(f"{key} is {config[key]}; expected a positive number")
+    if config.dtype != "float32":
+        raise UserError(f"dtype is {config.dtype!r}; the contrastive loss is computed in 'float32'")
+    keys = rng.fold(jax.random.split(jax.random.key(0), 2), 0)
+    args = (*(normalise(jax.random.normal(k, (config.pairs, config.width))) for k in keys), jnp.log(jnp.float32(100)))
+    grad = lambda form: jax.value_and_grad(lambda *a: info_nce(*a, form=form, tile=config.tile)[0], argnums=(0, 1, 2))
+    forms = {form: jax.jit(grad(form)).lower(*args).compile() for form in ("ring", "dense")}
+    values = {form: jax.device_get(run(*args)) for form, run in forms.items()}
+    leaves = [jax.tree.leaves(values[form]) for form in ("ring", "dense")]
+    names = ("loss", "d_images", "d_texts", "d_log_scale")
+    differences = {n: float(abs(a - b).max() / abs(b).max()) for n, a, b in zip(names, *leaves, strict=True)}
+    total = flops.count(grad("dense"), *args).matmul_flops
+    memory = {f: run.memory_analysis().temp_size_in_bytes for f, run in forms.items()}
+    facts = {"pairs": config.pairs, "width": config.width, "differences": differences, "temporary_bytes": memory}
+    # Roofline of the dense form's traffic: the ring has loops, whose traffic XLA counts once.
+    sides = {form: measure.timed(run, *args) for form, run in forms.items()}
+    return Prepared(sides, measure.Work(total, None), facts)
+
+
+CASES = {
+    "clip-vit-b32-train": Case(
+        "training step of ViT-B/32 CLIP, batch 32, AdamW, against transformers and PyTorch",
+        lambda: clip_config("ViT-B/32", 32),
+        prepare_train,
+    ),
+    "clip-vit-l14-train": Case(
+        "training step of ViT-L/14 CLIP, batch 64, bfloat16, against PyTorch with compile and flash attention",
+        lambda: clip_config("ViT-L/14", 64, "bfloat16", scan=True),
+        prepare_train,
+        accelerator=True,
+    ),
+    "clip-vit-b32-encode": Case(
+        "ViT-B/32 encoding 32 images, against transformers and PyTorch", lambda: clip_config("ViT-B/32", 32), prepare_encode
+    ),
+    "info-nce": Case(
+        "loss and gradients of 8,192 pairs of width 512: the ring form against the dense form",
+        info_nce_config,
+        prepare_info_nce,
+        peer=False,
+    ),
+}

@@ -1,0 +1,26 @@
+"""Every layout that is known, in the order in which a file is held against them."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from mmjax.convert import bert, clip, own, siglip, t5
+from mmjax.convert.layout import Layout
+from mmjax.convert.tensors import some
+from mmjax.core.errors import UserError
+
+LAYOUTS = (own.OWN, siglip.BIG_VISION, clip.OPENAI, siglip.HF_SIGLIP, clip.HF_CLIP, bert.HF_BERT, t5.HF_T5)
+
+
+def recognise(names: Collection[str], where: Path) -> Layout:
+    """The layout a file's names are of.
+
+    Raises:
+      UserError: none of them.
+    """
+    for layout in LAYOUTS:
+        if layout.recognises(names):
+            return layout
+    raise UserError(
+        f"{where}: {len(names)} tensors of no architecture known here; known: CLIP (OpenAI, OpenCLIP, Hugging Face), SigLIP (Hugging Face, "
+        f"big_vision, OpenCLIP), BERT, T5. Its names: {some(names)}"
+    )

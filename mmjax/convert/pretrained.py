@@ -1,0 +1,115 @@
+"""A published checkpoint as a model that is ready to use."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.convert import models
+from mmjax.convert.layout import Layout
+from mmjax.convert.layouts import recognise
+from mmjax.convert.models import Model
+from mmjax.convert.rules import Leaf, Rule, leaves, place
+from mmjax.convert.source import Source, open_source
+from mmjax.core import sharding, tree
+from mmjax.core.errors import UserError
+from mmjax.data import tokenizer as tokenizers
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.layers import ACTIVATIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint that is understood and not read.
+
+    Attributes:
+      config: `family`, `layout`, `model` (fields of models.clip.build, or of one tower under `image` or `text`), `preprocess` of images.
+    """
+
+    source: Source
+    layout: Layout
+    config: dict[str, Any]
+    rules: list[Rule]
+
+    @property
+    def where(self) -> str:
+        return str(self.source.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A published model.
+
+    Attributes:
+      config: `model`, the fields of its towers; `preprocess`, what its images need: `size` in pixels, `resize` ("short_side", then the
+        middle is cropped, or "squash"), `method`, and `mean` and `std` of (x / 255 - mean) / std; `family` and `layout`.
+      params: nested dict of arrays.
+      tokenizer: the one whose files lie in the folder; None if there are none.
+      predict: pure functions. `encode_image(params, images float[B, H, W, C]) -> [B, E]` and `encode_text(params, tokens int[B, L]) ->
+        [B, E]`, projected, not of unit length; `logits(params, images, tokens) -> [B, N]`, scaled cosines; of a text tower alone
+        `encode_tokens(params, tokens) -> [B, L, D]`. Those a checkpoint has no weights for are not there.
+    """
+
+    config: dict[str, Any]
+    params: dict[str, Any]
+    tokenizer: Tokenizer | None
+    predict: Mapping[str, Callable]
+
+
+def open_checkpoint(path: str | Path, *, act: str | None = None) -> Opened:
+    """What lies at a path, without reading a weight. Arguments and errors as of `from_pretrained`."""
+    source = open_source(path)
+    layout = recognise(source.tensors, source.path)
+    with warnings.catch_warnings():
+        if act is not None:
+            warnings.simplefilter("ignore")  # of an activation that is not known: it is now
+        config = layout.describe(source)
+    config = {"family": config.get("family", layout.family), "layout": layout.name, **config}
+    if act is not None:
+        if act not in ACTIVATIONS:
+            raise UserError(f"act is {act!r}; known: {', '.join(ACTIVATIONS)}")
+        for tower in ("image", "text"):
+            if "act" in config["model"].get(tower, {}):
+                config["model"] = {**config["model"], tower: {**config["model"][tower], "act": act}}
+    return Opened(source, layout, config, layout.rules(config["model"], source.tensors))
+
+
+def read_leaves(opened: Opened, model: Model, dtype: Any = np.float32) -> dict[str, Leaf]:
+    """The parameters, none read yet: path -> `Leaf`."""
+    return leaves(opened.rules, opened.source.tensors, model.shapes, opened.where, dtype)
+
+
+def from_pretrained(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None, act: str | None = None) -> Pretrained:
+    """Loads weights of CLIP, SigLIP, BERT or T5 from a folder or a file, in any of the layouts they are published in.
+
+    OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by transformers 4 or 5, big_vision's
+    `.npz`, and folders written by `mmjax convert import`. Nothing that is stored in a file is executed. Weights go to the devices one
+    at a time, and to each device only what it holds.
+
+    Args:
+      mesh: devices to place parameters on, by the sharding table; without it all are on the default device.
+      dtype: of parameters and products, float32 if not given; whatever the file's own.
+      act: the activation, where it is to be another than the files say ("gelu", "quick_gelu", "gelu_tanh", "relu").
+
+    Raises:
+      UserError: nothing there, a damaged or hostile file, an unknown architecture, or tensors that do not make the model that
+        the config describes, with a list of them.
+    """
+    opened = open_checkpoint(path, act=act)
+    dtype = np.dtype(jnp.float32 if dtype is None else dtype)
+    model = models.build(opened.config["model"], dtype, mesh)
+    found = read_leaves(opened, model, dtype)
+    places = dict.fromkeys(found)
+    if mesh is not None:
+        places = tree.flatten(sharding.params_shardings(tree.unflatten(model.shapes), tree.unflatten(model.axes), mesh))
+    params = {name: place(leaf, places[name]) for name, leaf in found.items()}
+    return Pretrained(opened.config, tree.unflatten(params), _tokenizer(opened.source.folder), model.predict)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    return tokenizers.load(folder) if any((folder / name).is_file() for name in tokenizers.FILES) else None
