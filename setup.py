@@ -36,6 +36,7 @@ setup(
         "orbax-checkpoint>=0.11.30,<0.13",
         "Pillow>=10",
         "scikit-learn>=1.5,<2",
+        "scipy>=1.13,<2",
         "sentencepiece>=0.2,<0.3",
         "tensorflow-datasets>=4.9.8,<5",
         "tokenizers>=0.21,<1",

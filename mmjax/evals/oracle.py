@@ -29,6 +29,7 @@ UNKNOWN = 0.15  # where so much of a picture stands out and is nothing that is k
 DROWNED = 0.5  # nor where the noise alone would be so much of a misfit
 VISIBLE = 0.6  # so much of a thing must show
 RADII = (0.06, 0.48)
+MOST = 24  # objects in a picture
 BLURS = (0.0, 0.4, 0.7, 1.0, 1.4, 1.9, 2.5)
 
 
@@ -111,7 +112,7 @@ def _objects(view: View) -> list[Seen]:
     refused = np.zeros((view.size, view.size), bool)
     blur = None
     left, out = oracle_view.patches(view)
-    while left:
+    while left and len(found) < MOST:
         patch = left.pop(0)
         if refused[patch.mask].mean() > 0.5:
             continue
