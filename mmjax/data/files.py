@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import glob
 import itertools
+import json
 import os
 import posixpath
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +272,14 @@ class Reader:
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)
         return held
+
+
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
+    """Writes a local file in one move: what stands under the name is whole, the old or the new."""
+    temporary = path.with_suffix(f"{path.suffix}.tmp{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as f:
+        json.dump(body, f, indent=1)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)

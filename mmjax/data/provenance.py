@@ -14,6 +14,7 @@ from typing import Any
 
 from mmjax.core.errors import UserError
 from mmjax.data.bad import BadSample
+from mmjax.data.files import write_json
 from mmjax.data.source import Source
 from mmjax.version import __version__
 
@@ -95,7 +96,7 @@ def check(workdir: str | os.PathLike, sets: Sequence[Remembered], step: int, acc
         notice = f"'{workdir}' has no {FILE}: its sets are remembered from step {step} on"
     body = {"format": FORMAT, "mmjax": __version__, "sets": [dataclasses.asdict(s) for s in sets], "earlier": earlier}
     if body != held:
-        _write(path, body)
+        write_json(path, body)
     return notice
 
 
@@ -120,13 +121,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"'{path}' is damaged ({e}); restore it, or delete it to go on without knowing whether the sets changed") from e
     return held
-
-
-def _write(path: Path, body: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(f".json.tmp{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as f:
-        json.dump(body, f, indent=1)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)

@@ -23,6 +23,7 @@ import numpy as np
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.bad import KINDS, BadSample
+from mmjax.data.files import write_json
 from mmjax.data.source import Info, option, rooted, within
 from mmjax.version import __version__
 
@@ -144,7 +145,7 @@ class Writer:
     def _begin(self) -> None:
         path = self._partial / "plan.json"
         if not path.is_file():
-            _write_json(path, self._plan)
+            write_json(path, self._plan)
             return
         begun = json.loads(path.read_text())
         differ = sorted(key for key in {*begun, *self._plan} if begun.get(key) != self._plan.get(key))
@@ -180,7 +181,7 @@ class Writer:
             raise ValueError(f"shard {k} got {n} records, its rows are {self.rows(k)}")
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
-        _write_json(path.with_suffix(".json"), bad)  # before the shard, so that it is there if the shard is
+        write_json(path.with_suffix(".json"), bad)  # before the shard, so that it is there if the shard is
         os.replace(temporary, path)
 
     def finish(self, meta: Mapping[str, Any], tokenizer: Path | None = None) -> Path:
@@ -204,7 +205,7 @@ class Writer:
             "bad": dict(sorted(bad.items())),
             "shards": [{"file": f, "bytes": b, "records": len(self.rows(k))} for k, (f, b) in enumerate(zip(files, sizes, strict=True))],
         }
-        _write_json(self._partial / META, body)
+        write_json(self._partial / META, body)
         for path in self._partial.iterdir():
             if path.name not in (*files, META, TOKENIZER):
                 path.unlink()
@@ -222,16 +223,6 @@ def check_free(folder: str | os.PathLike) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _write_json(path: Path, body: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.writing")
-    with open(temporary, "w", encoding="utf-8") as f:
-        json.dump(body, f, indent=1)
-        f.write("\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------

@@ -45,8 +45,6 @@ def batch_of(task, seed=0):
 
 def value_and_grads(task, params, batch, devices=1):
     """Of all parameters, on so many devices; the batch lies over them."""
-    if jax.device_count() < devices:
-        pytest.skip(f"needs {devices} devices")
     mesh = sharding.make_mesh({"data": -1, "fsdp": min(devices, 2)}, jax.devices()[:devices])
     batch = sharding.put_batch({**batch, "_index": np.arange(BATCH, dtype=np.int32)}, BATCH, mesh)
     f = lambda p, b: task.loss(p, b, jax.random.key(1), jnp.int32(0))
@@ -105,8 +103,6 @@ def test_dropout_is_on_in_training():
 @pytest.mark.parametrize("devices", [1, 8])
 def test_chunks_in_float64(devices):
     """Towers compute partly in float32 whatever they are told, so a plain encoder with dropout stands in for them."""
-    if jax.device_count() < devices:
-        pytest.skip(f"needs {devices} devices")
     r = np.random.default_rng(0)
     mesh = sharding.make_mesh({"data": devices}, jax.devices()[:devices])
     with jax.enable_x64(True), sharding.use(mesh):
