@@ -16,7 +16,7 @@ from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
 KINDS = ("vit", "resnet", "siglip", "lit", "smoke")
-VOCAB, LENGTH = 1024, 96  # of the tokenizer beside the set; every caption fits
+VOCAB, LENGTH = 1024, 40  # of the tokenizer beside the set; of captions only half of the detailed ones are cut
 PIXELS = 32
 NORMALIZE = ("normalize", {"mean": 0.5, "std": 0.25})
 
@@ -56,8 +56,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.checkpoint.every = 2 if small else 1000
     c.checkpoint.best = "retrieval/text_to_image_r1"
     shown = (("decode", {"channels": 3}), NORMALIZE, ("keep", {"keys": ("image",)}))
-    common = {"every": c.checkpoint.every, "split": "validation", "batch_size": c.batch_size, "length": LENGTH, "transforms": shown}
-    c.evals.retrieval = ConfigDict({"type": "retrieval", "captions": "own", **common})
+    common = {"every": c.checkpoint.every, "batch_size": c.batch_size, "length": LENGTH, "transforms": shown}
+    c.evals.retrieval = ConfigDict({"type": "retrieval", "split": "validation", "captions": "own", **common})
+    for classes in ("colour", "shape"):  # of one thing, medium or large; `clean_accuracy` is zero-shot accuracy
+        picture = {"classes": classes, "pixels": PIXELS, "count": 16 if small else 500}
+        c.evals[classes] = ConfigDict({"type": "attacks", "split": "validation", **picture, **common})
+    files = {"annotations": "", "images": ""}  # none: the records of the split
+    c.evals.swaps = ConfigDict({"type": "winoground", "split": "swaps", **files, **common})
+    c.evals.hard_negatives = ConfigDict({"type": "sugarcrepe", "split": "hard_negatives", **files, **common})
     return c
 
 

@@ -17,7 +17,7 @@ from mmjax.models import clip
 from mmjax.models.text import check_tokens
 
 Fields = Mapping[str, Any]
-_METHODS = {"encode_image": ("images",), "encode_text": ("tokens",), "logits": ("images", "tokens")}
+_METHODS = {"encode_image": ("images",), "image_features": ("images",), "encode_text": ("tokens",), "logits": ("images", "tokens")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,9 @@ def _tower(fields: Fields, dtype: Any) -> tuple[Any, dict, Any]:
 
     takes = ("tokens",) if text is not None else ("images",)
     functions = {f"encode_{name}": (encode, takes)}
-    if text is not None:
+    if text is None:
+        functions["image_features"] = (lambda params, images: tower.apply({"params": params[name]}, images), takes)
+    else:
         functions["encode_tokens"] = (lambda params, tokens: tower.apply({"params": params[name]}, tokens, method="sequence"), takes)
     return boxed, functions, text
 

@@ -1,6 +1,7 @@
 """A published checkpoint as a model that is ready to use."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from mmjax.core import sharding, tree
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer as tokenizers
 from mmjax.data.tokenizer import Tokenizer
-from mmjax.layers import ACTIVATIONS
+from mmjax.layers import ACTIVATIONS, resize_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Pretrained:
       params: nested dict of arrays.
       tokenizer: the one whose files lie in the folder; None if there are none.
       predict: pure functions. `encode_image(params, images float[B, H, W, C]) -> [B, E]` and `encode_text(params, tokens int[B, L]) ->
-        [B, E]`, projected, not of unit length; `logits(params, images, tokens) -> [B, N]`, scaled cosines; of a text tower alone
-        `encode_tokens(params, tokens) -> [B, L, D]`. Those a checkpoint has no weights for are not there.
+        [B, E]`, projected, not of unit length; `image_features(params, images) -> [B, D]`, before the projection; `logits(params, images,
+        tokens) -> [B, N]`, scaled cosines; of a text tower alone `encode_tokens(params, tokens) -> [B, L, D]`. Those a checkpoint has no
+        weights for are not there.
     """
 
     config: dict[str, Any]
@@ -84,7 +86,9 @@ def read_leaves(opened: Opened, model: Model, dtype: Any = np.float32) -> dict[s
     return leaves(opened.rules, opened.source.tensors, model.shapes, opened.where, dtype)
 
 
-def from_pretrained(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None, act: str | None = None) -> Pretrained:
+def from_pretrained(
+    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None, act: str | None = None, size: int | None = None
+) -> Pretrained:
     """Loads weights of CLIP, SigLIP, BERT or T5 from a folder or a file, in any of the layouts they are published in.
 
     OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by transformers 4 or 5, big_vision's
@@ -95,6 +99,8 @@ def from_pretrained(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, 
       mesh: devices to place parameters on, by the sharding table; without it all are on the default device.
       dtype: of parameters and products, float32 if not given; whatever the file's own.
       act: the activation, where it is to be another than the files say ("gelu", "quick_gelu", "gelu_tanh", "relu").
+      size: pixels a side of the images it is to take, where that is not what the files say. Position embeddings are resized to the new
+        grid: linear for big_vision's files, else bicubic and antialiased, as the libraries that wrote them do.
 
     Raises:
       UserError: nothing there, a damaged or hostile file, an unknown architecture, or tensors that do not make the model that
@@ -104,11 +110,40 @@ def from_pretrained(path: str | Path, *, mesh: jax.sharding.Mesh | None = None, 
     dtype = np.dtype(jnp.float32 if dtype is None else dtype)
     model = models.build(opened.config["model"], dtype, mesh)
     found = read_leaves(opened, model, dtype)
+    if size is not None and size != opened.config["model"].get("size"):
+        opened, model, found = _resized(opened, size, dtype, mesh, found)
     places = dict.fromkeys(found)
     if mesh is not None:
         places = tree.flatten(sharding.params_shardings(tree.unflatten(model.shapes), tree.unflatten(model.axes), mesh))
     params = {name: place(leaf, places[name]) for name, leaf in found.items()}
     return Pretrained(opened.config, tree.unflatten(params), _tokenizer(opened.source.folder), model.predict)
+
+
+def _resized(opened: Opened, size: int, dtype: np.dtype, mesh: Any, found: dict[str, Any]) -> tuple[Opened, Model, dict[str, Any]]:
+    """Checkpoint, model and parameters for images of another size.
+
+    Raises:
+      UserError: no image tower, a size its patches do not divide, or one that has no learnt positions to resize.
+    """
+    config = opened.config
+    if "image" not in config["model"]:
+        raise UserError(f"size is {size}, but '{opened.where}' has no image tower")
+    step = config["model"]["image"].get("patch", 32)  # a ResNet halves five times
+    if size % step or size < step:
+        raise UserError(f"size is {size}, expected a multiple of {step}: '{opened.where}' sees patches of {step} pixels")
+    config = {**config, "model": {**config["model"], "size": size}}
+    if "preprocess" in config:
+        config["preprocess"] = {**config["preprocess"], "size": size}
+    model = models.build(config["model"], dtype, mesh)
+    method = "linear" if opened.layout.name == "big_vision" else "bicubic"
+    out = dict(found)
+    for path, want in model.shapes.items():
+        if want.shape != found[path].shape:  # positions are all that depends on the size
+            table = np.asarray(found[path], np.float32)
+            prefix = math.isqrt(len(table)) ** 2 != len(table)  # the class token's row, or the mean's of attention pooling
+            old, new = (math.isqrt(rows - prefix) for rows in (len(table), want.shape[0]))
+            out[path] = np.asarray(resize_positions(table, (old, old), (new, new), method, int(prefix))).astype(dtype)
+    return dataclasses.replace(opened, config=config), model, out
 
 
 def _tokenizer(folder: Path) -> Tokenizer | None:

@@ -249,7 +249,7 @@ def leaves(rules: Sequence[Rule], sources: Tensors, shapes: Mapping[str, Any], w
     return {path: found[path] for path in shapes}
 
 
-def place(leaf: Leaf, sharding: Sharding | None) -> jax.Array:
+def place(leaf: Leaf | np.ndarray, sharding: Sharding | None) -> jax.Array:
     """A leaf on its devices, each given what it holds; None is the default device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if sharding is None else sharding
     # Devices that hold the same part share one reading of it.

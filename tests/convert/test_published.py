@@ -283,3 +283,38 @@ def test_full_size_vit_b32(tmp_path):
     got = {"images": got["image"], "texts": got["text"], "logits": loaded.predict["logits"](loaded.params, images, want["tokens"])}
     for name, x in got.items():
         assert np.abs(x - want[name]).max() < CLOSE * np.abs(want[name]).max(), name
+
+
+@pytest.mark.parametrize("case", ["openai_vit", "openai_resnet", "big_vision"])
+def test_images_of_another_size(case, tmp_path):
+    """Position embeddings are resized to the new grid, nothing else changes; at its own size the model is what it was."""
+    path = write(case, tmp_path)
+    own = mmjax.from_pretrained(path)
+    size = own.config["model"]["size"]
+    larger = mmjax.from_pretrained(path, size=2 * size)
+    assert (larger.config["model"]["size"], larger.config["preprocess"]["size"]) == (2 * size, 2 * size)
+    before, after = tree.flatten(own.params), tree.flatten(larger.params)
+    changed = [name for name in before if before[name].shape != after[name].shape]
+    assert len(changed) == 1 and changed[0].endswith("pos/embedding"), changed
+    assert all(np.array_equal(before[name], after[name]) for name in before if name not in changed)
+    old, new = np.asarray(before[changed[0]]), np.asarray(after[changed[0]])
+    if case != "big_vision":  # the class token's row stays
+        np.testing.assert_array_equal(old[0], new[0])
+        old, new = old[1:], new[1:]
+    assert len(new) == 4 * len(old)
+    np.testing.assert_allclose(new.mean(0), old.mean(0), atol=0.2 * np.abs(old).max())
+    images = np.asarray(normal("images", (2, 2 * size, 2 * size, 3)), np.float32)
+    assert np.isfinite(larger.predict["encode_image"](larger.params, images)).all()
+    assert mmjax.from_pretrained(path, size=size).config == own.config
+
+
+def test_features_before_the_projection(tmp_path):
+    loaded = mmjax.from_pretrained(write("openai_vit", tmp_path))
+    features = loaded.predict["image_features"](loaded.params, inputs("openai_vit")["image"])
+    projected = features @ loaded.params["image_proj"]["kernel"]
+    np.testing.assert_allclose(projected, loaded.predict["encode_image"](loaded.params, inputs("openai_vit")["image"]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_size_that_does_not_fit(tmp_path):
+    with pytest.raises(UserError, match="size is 37, expected a multiple of 8: .* patches of 8 pixels"):
+        mmjax.from_pretrained(write("openai_vit", tmp_path), size=37)
