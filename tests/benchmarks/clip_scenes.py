@@ -1,10 +1,10 @@
 """CLIP, SigLIP and LiT on scenes, several seeds each, and the table that compares them.
 
-    python tests/benchmarks/clip_scenes.py --root runs/ablation [--kinds vit siglip lit] [--seeds 0 1 2] [--out results/clip_scenes.json] [key=value ...]
+    python tests/benchmarks/clip_scenes.py --root runs/ablation [--kinds vit siglip lit] [--seeds 0 1 2] [--out FILE.json] [key=value ...]
 
 Trains configs/clip/scenes.py once a kind and seed (what is done already is not done again; LiT locks the image tower of kind vit of the
-same seed), takes the evaluations of the last step, on averaged weights, and writes them as JSON and the table as Markdown beside it. Further
-key=value words go to every run.
+same seed), takes the evaluations of the last step, on averaged weights, and writes them to results/clip_scenes.json and the table as
+Markdown beside it. Further key=value words go to every run.
 """
 
 import argparse

@@ -4,8 +4,8 @@
         --config configs/clip/digits.py:language seed=0,1,2 evals.zero_shot.every=25 --run
     python tests/benchmarks/examples_seen.py --root runs/objectives --out results/objectives
 
-Reads what the runs logged; draws mean and range over seeds, and states after how many examples the mean first reaches each of --levels. Writes
-OUT.json and OUT.png.
+Reads what the runs logged; draws mean and range over seeds, and states after how many examples the mean first reaches each of
+--levels. Writes OUT.json and OUT.png.
 """
 
 import argparse

@@ -310,9 +310,9 @@ def test_images_of_another_size(case, tmp_path):
 
 def test_features_before_the_projection(tmp_path):
     loaded = mmjax.from_pretrained(write("openai_vit", tmp_path))
-    features = loaded.predict["image_features"](loaded.params, inputs("openai_vit")["image"])
-    projected = features @ loaded.params["image_proj"]["kernel"]
-    np.testing.assert_allclose(projected, loaded.predict["encode_image"](loaded.params, inputs("openai_vit")["image"]), rtol=1e-5, atol=1e-5)
+    images = inputs("openai_vit")["image"]
+    projected = loaded.predict["image_features"](loaded.params, images) @ loaded.params["image_proj"]["kernel"]
+    np.testing.assert_allclose(projected, loaded.predict["encode_image"](loaded.params, images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_size_that_does_not_fit(tmp_path):
