@@ -1,11 +1,12 @@
 """How well the oracle reads: clean pictures of every config and size, blur and noise, pictures that show nothing, and its speed.
 
-    python tests/benchmarks/oracle.py [--scenes 10000] [--curve 400] [--adversarial 210] [--workers 2] [--part clean ...] [--out FOLDER]
+    python tests/benchmarks/oracle.py [--scenes 10000] [--large 1000] [--curve 400] [--adversarial 210] [--workers 2] [--part clean ...]
 
-Writes FOLDER/oracle.json (default results/) and docs/oracle.png. An object is right if its shape, colour and size are and its place is
-within 0.02 of the picture's side; an interval is Wilson's at 95 %. At 32 pixels scenes are those of at most two objects, none small,
-at 16 those of one large object. `wrong` numbers the first scenes of split validation in which anything is. Parts that are not asked
-for keep what oracle.json has of them.
+Writes results/oracle.json, after every measurement, and docs/oracle.png. A clean measurement that is there already, of as many scenes, is
+not made again, so that what was stopped goes on; --large are the scenes at 128 and 256 pixels. Parts that are not asked for keep what
+oracle.json has of them. An object is right if its shape, colour and size are and its place is within 0.02 of the picture's side; an
+interval is Wilson's at 95 %. At 32 pixels scenes are those of at most two objects, none small, at 16 those of one large object. `wrong`
+numbers the first scenes of split validation in which anything is.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +28,7 @@ from tests.evals.readings import Tally, pictures, scenes  # noqa: E402
 
 AT_ONCE = {16: 5000, 32: 5000, 64: 2500, 128: 1000, 256: 400}  # pictures in memory
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+Save = Callable[[], object]
 NOISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
@@ -53,42 +56,47 @@ def measure(config: str, size: int, n: int, workers: int, **harm: float) -> dict
     return out
 
 
-def clean(options: argparse.Namespace) -> dict[str, object]:
-    n, few = options.scenes, max(options.scenes // 10, 1)
-    found = {f"{c} 64": measure(c, 64, n, options.workers) for c in CONFIGS}
-    found |= {f"{c} {s}": measure(c, s, few, options.workers) for c in CONFIGS for s in (128, 256)}
-    found |= {f"{c} 32": measure(c, 32, n, options.workers) for c in ("objects", "relations", "counting", "text")}
-    return found | {"objects 16": measure("objects", 16, n, options.workers)}
+def clean(options: argparse.Namespace, found: dict, save: Save) -> None:
+    wanted = [(c, 64, options.scenes) for c in CONFIGS]
+    wanted += [(c, 32, options.scenes) for c in ("objects", "relations", "counting", "text")] + [("objects", 16, options.scenes)]
+    wanted += [(c, size, options.large) for size in (128, 256) for c in CONFIGS]
+    for config, size, n in wanted:
+        name = f"{config} {size}"
+        if found.get("clean", {}).get(name, {}).get("pictures") != n:
+            found.setdefault("clean", {})[name] = measure(config, size, n, options.workers)
+            save()
 
 
-def curves(options: argparse.Namespace) -> list[dict[str, object]]:
+def curves(options: argparse.Namespace, found: dict, save: Save) -> None:
     points = [(b, 0.0) for b in BLURS] + [(0.0, s) for s in NOISES[1:]] + [(1.0, s) for s in NOISES[1:]]
-    return [
-        {"config": c, "blur": b, "noise": s} | measure(c, 64, options.curve, options.workers, blur=b, noise=s)
-        for c in ("objects", "text")
-        for b, s in points
-    ]
+    found["curves"] = []
+    for c in ("objects", "text"):
+        for b, s in points:
+            found["curves"].append({"config": c, "blur": b, "noise": s} | measure(c, 64, options.curve, options.workers, blur=b, noise=s))
+            save()
+    draw_curves(found["curves"], options.figure)
 
 
-def nothing(options: argparse.Namespace) -> dict[str, object]:
+def nothing(options: argparse.Namespace, found: dict, save: Save) -> None:
     wrong, count = [], dict.fromkeys(adversarial.KINDS, 0)
     for i in range(options.adversarial):
         kind, picture = adversarial.picture(i)
         count[kind] += 1
         if oracle.read(picture[None])[0] != oracle.Reading():
             wrong.append([i, kind])
-    return {"pictures": options.adversarial, "kinds": count, "reported_something": wrong}
+    found["nothing"] = {"pictures": options.adversarial, "kinds": count, "reported_something": wrong}
+    save()
 
 
-def speed(options: argparse.Namespace) -> dict[str, object]:
+def speed(options: argparse.Namespace, found: dict, save: Save) -> None:
     """Seconds for 1,000 pictures of 64 pixels, the start of the processes included."""
-    found = {"workers": options.workers, "machine": platform.machine()}
+    taken = found["speed"] = {"workers": options.workers, "machine": platform.machine()}
     for config in ("objects", "text"):
         shown = pictures(scenes(config, "train", 1000), 64)
         began = time.perf_counter()
         oracle.read(shown, options.workers)
-        found[f"seconds_per_1000_{config}"] = round(time.perf_counter() - began, 2)
-    return found
+        taken[f"seconds_per_1000_{config}"] = round(time.perf_counter() - began, 2)
+    save()
 
 
 def draw_curves(points: list[dict[str, object]], path: Path) -> None:
@@ -120,6 +128,7 @@ PARTS = {"clean": clean, "curves": curves, "nothing": nothing, "speed": speed}
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scenes", type=int, default=10000)
+    parser.add_argument("--large", type=int, default=1000)
     parser.add_argument("--curve", type=int, default=400)
     parser.add_argument("--adversarial", type=int, default=210)
     parser.add_argument("--workers", type=int, default=2)
@@ -130,10 +139,7 @@ def main() -> None:
     path = options.out / "oracle.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for part in options.part:
-        results[part] = PARTS[part](options)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-    if "curves" in options.part:
-        draw_curves(results["curves"], options.figure)
+        PARTS[part](options, results, lambda: path.write_text(json.dumps(results, indent=1) + "\n"))
 
 
 if __name__ == "__main__":
