@@ -57,11 +57,8 @@ def measure(config: str, size: int, n: int, workers: int, **harm: float) -> dict
 
 
 def clean(options: argparse.Namespace, found: dict, save: Save) -> None:
-    base = ("objects", "relations", "counting", "text")  # the others' pictures are of these, in documents, videos and dialogues
-    wanted = [(c, size, options.scenes) for size in (64, 32) for c in base] + [("objects", 16, options.scenes)]
-    wanted += [(c, size, options.large) for size in (128, 256) for c in base]
-    others = [c for c in CONFIGS if c not in base]
-    wanted += [(c, size, options.scenes if size == 64 else options.large) for size in (64, 128, 256) for c in others]
+    wanted = [(c, size, options.scenes) for size in (64, 32) for c in CONFIGS] + [("objects", 16, options.scenes)]
+    wanted += [(c, size, options.large) for size in (128, 256) for c in CONFIGS]
     for config, size, n in wanted:
         name = f"{config} {size}"
         if found.get("clean", {}).get(name, {}).get("pictures") != n:
