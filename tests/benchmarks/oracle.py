@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from mmjax.data.scenes.sample import CONFIGS  # noqa: E402
 from mmjax.evals import oracle  # noqa: E402
 from tests.evals import adversarial  # noqa: E402
-from tests.evals.readings import Tally, pictures, scenes  # noqa: E402
+from tests.evals.readings import Tally, answered, pictures, scenes  # noqa: E402
 
 AT_ONCE = {16: 5000, 32: 5000, 64: 2500, 128: 1000, 256: 400}  # pictures in memory
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -87,6 +87,14 @@ def nothing(options: argparse.Namespace, found: dict, save: Save) -> None:
     save()
 
 
+def answers(options: argparse.Namespace, found: dict, save: Save) -> None:
+    """Questions of config qa, answered from the oracle's reading of the picture."""
+    said = answered("validation", options.questions, options.workers)
+    wrong = [[i, question, mine, right] for i, question, mine, right in said if mine != right]
+    found["answers"] = {"questions": len(said), "wrong": wrong, "share_right": round(1 - len(wrong) / len(said), 5)}
+    save()
+
+
 def speed(options: argparse.Namespace, found: dict, save: Save) -> None:
     """Seconds for 1,000 pictures of 64 pixels, the start of the processes included."""
     taken = found["speed"] = {"workers": options.workers, "machine": platform.machine()}
@@ -121,7 +129,7 @@ def draw_curves(points: list[dict[str, object]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-PARTS = {"clean": clean, "curves": curves, "nothing": nothing, "speed": speed}
+PARTS = {"clean": clean, "curves": curves, "nothing": nothing, "answers": answers, "speed": speed}
 
 
 def main() -> None:
@@ -129,6 +137,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=10000)
     parser.add_argument("--large", type=int, default=1000)
     parser.add_argument("--curve", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--adversarial", type=int, default=210)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))

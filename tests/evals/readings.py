@@ -1,12 +1,18 @@
 """Readings of the oracle held against the scenes they were read from."""
 
 import dataclasses
+import io
+import json
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from mmjax.data.scenes import draw
+from mmjax.data.scenes.examples import example
+from mmjax.data.scenes.question_programs import Ambiguous, answer
 from mmjax.data.scenes.sample import sample
+from mmjax.evals import oracle
 
 NEAR = 0.02  # of the picture's side
 
@@ -74,3 +80,17 @@ def pictures(numbered, size, blur=0.0, noise=0.0):
         x = x + np.random.default_rng(i).normal(0, noise, x.shape) if noise else x
         out.append((np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8))
     return np.stack(out)
+
+
+def answered(split, n, workers=0):
+    """(number, question, answer from the oracle's reading of the 64-pixel picture, the set's answer) of the first n examples of qa."""
+    made = [example("qa", split, i, 64) for i in range(n)]
+    shown = np.stack([np.asarray(Image.open(io.BytesIO(e["image"])).convert("RGB")) for e in made])
+    found = []
+    for i, (e, reading) in enumerate(zip(made, oracle.read(shown, workers), strict=True)):
+        try:
+            said = answer(json.loads(e["program"]), [s.object() for s in reading.objects])
+        except Ambiguous as a:  # a thing that was not read, or one too many
+            said = f"ambiguous: {a}"
+        found.append((i, e["question"], said, e["answer"]))
+    return found
