@@ -24,8 +24,6 @@ from mmjax.diffusion.walk import on_host
 Times = Float[np.ndarray, "N"]
 GRID = 1000  # steps of a continuous path's grid
 SIGMA_MIN = 0.002  # the least sigma / alpha of a continuous path's walk, unless given (Karras et al. 2022, table 1)
-
-
 Whole = Callable[[Times], Times]  # to whole places, or none
 
 

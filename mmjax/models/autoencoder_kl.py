@@ -3,6 +3,9 @@
 B batch, H height, W width in pixels, h and w of a feature map, C channels, Z channels of a latent.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +19,7 @@ from mmjax.layers import Attention, Conv, GroupNorm
 
 EPS = 1e-6  # of every group norm
 LOG_VARIANCE = (-30.0, 20.0)  # what an encoder's answer is clamped to
+LAST = "last"  # collection that holds what the decoder's last convolution sees, where it is mutable
 
 # kl-f4: the LDM paper's, 3 channels; kl-f8: Stable Diffusion 1 and 2, and SDXL, whose weights differ; kl-f8-16: Stable Diffusion 3.
 VARIANTS = {
@@ -99,6 +103,12 @@ class AutoencoderKL(nn.Module):
         return self.decode(mean if keys is None else draw(mean, logvar, keys)), mean, logvar
 
 
+def last_layer(params: Mapping[str, Any], seen: Float[Array, "B H W C"], kernel: Float[Array, "K K C O"]) -> Float[Array, "B H W O"]:
+    """Pictures of a decoder with another last kernel; `seen` is what the collection LAST holds of decoding."""
+    last = {**params["decoder"]["conv_out"], "kernel": kernel}
+    return conv(kernel.shape[-1], kernel.shape[0], seen.dtype).apply({"params": last}, seen).astype(jnp.float32)
+
+
 def draw(mean: Float[Array, "B *d"], logvar: Float[Array, "B *d"], keys: Key[Array, "B"]) -> Float[Array, "B *d"]:
     """A latent an example, from its key."""
     noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
@@ -151,6 +161,8 @@ class Decoder(nn.Module):
             sizes = self.width * mult, self.blocks + 1, self.groups, self.dtype, self.remat
             x = Level(*sizes, "up" if i else "", name=f"level{i}")(x)
         x = nn.silu(GroupNorm(self.groups, EPS, self.dtype, name="norm")(x))
+        if not self.is_initializing():
+            self.sow(LAST, "conv_out", x)  # for whoever asks for it
         return conv(self.out, 3, self.dtype, "conv_out")(x)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmjax.core import rng
-from mmjax.core.config import Group, get, kwargs_for
+from mmjax.core.config import Group, get, kwargs_for, to_dict
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Params, PyTree, Task
 from mmjax.diffusion import density, objective, prediction, weighting
@@ -319,7 +319,7 @@ def parse(model: Group, dtype: Any) -> System:
       UserError: an unknown key or name, or settings that do not go together.
     """
     where = "config.model"
-    s = Settings(**kwargs_for(Settings, model, where))
+    s = Settings(**kwargs_for(Settings, to_dict(model), where))
     path = paths.make(s.path)
     network = build_network(s.network, dtype, f"{where}.network")
     if s.text is not None and s.context is not None:

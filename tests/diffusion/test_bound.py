@@ -133,6 +133,17 @@ def test_the_decoder_keeps_its_digits_in_the_tails():
     np.testing.assert_allclose(floor[0, 0], np.log(1e-12), rtol=1e-5)
 
 
+def test_a_walk_that_begins_early_pays_for_it():
+    """From t = 0.6 the prior is wrong by KL(N(a mean, a^2 std^2 + s^2), N(0, 1)), and the bound is the entropy and that."""
+    p, times, x0 = path.flow(), np.append(np.linspace(0.6, 0.05, 6), 0), data()
+    keys = rng.per_example(jax.random.key(0), jnp.arange(len(x0)))
+    found = jax.jit(lambda: vlb.bits_per_dimension(exact_denoiser(p, times), x0, keys, p, "learned", times))()
+    v = 0.4**2 * STD**2 + 0.6**2
+    gap = (v + 0.4**2 * MEAN**2 - 1 - np.log(v)) / 2 / np.log(2)
+    assert gap > 0.2
+    np.testing.assert_allclose(found.total.mean(), np.log2(127.5) + np.log2(2 * np.pi * np.e * STD**2) / 2 + gap, atol=0.02)
+
+
 def test_an_examples_bound_is_its_own():
     p, times, x0 = path.flow(), WALKS["flow"], data(6, 20)
     keys = rng.per_example(jax.random.key(0), jnp.arange(6))

@@ -112,7 +112,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("p", "n", "kwargs", "message"), REFUSED, ids=lambda x: str(x)[:24])
+@pytest.mark.parametrize(("p", "n", "kwargs", "message"), REFUSED, ids=lambda x: getattr(x, "name", str(x)[:24]))
 def test_refused(p, n, kwargs, message):
     with pytest.raises(UserError) as caught:
         times(p, n, **kwargs)

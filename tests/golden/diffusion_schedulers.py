@@ -5,7 +5,8 @@
 
 Every case of CASES as `CASE/times`, the scheduler's own timesteps (or sigmas), and `CASE/states` [N + 1, B, C, H, W], float32 of a float64 run.
 The network is `network` below, a function of one number at a time; the start is normal("CASE/start"), the noise of step i
-normal("CASE/noise/i"), of tests/golden/weights.py.
+normal("CASE/noise/i"), of tests/golden/weights.py. Products of alphas, which the schedulers keep in float32, are made again in float64:
+1 - alpha_bar has lost four digits at the first times.
 """
 
 import numpy as np
@@ -56,6 +57,10 @@ def walk(name: str) -> tuple[np.ndarray, np.ndarray]:
 
     kind, arguments, steps, options = CASES[name]
     scheduler = getattr(diffusers, kind)(**arguments)
+    if hasattr(scheduler, "alphas_cumprod"):
+        scheduler.betas = scheduler.betas.double()
+        scheduler.alphas = 1 - scheduler.betas
+        scheduler.alphas_cumprod = scheduler.alphas.cumprod(0)
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(normal(f"{name}/start", SHAPE)).double() * float(getattr(scheduler, "init_noise_sigma", 1.0))
     drawn = lambda i: torch.from_numpy(normal(f"{name}/noise/{i}", SHAPE)).double()
