@@ -18,6 +18,7 @@ examples:
   mmjax train --config configs/clip/digits.py:smoke --workdir /tmp/x steps=4  a tiny run, with one key overridden
   mmjax train --config configs/clip/digits.py --dry_run                       compile, print parameters and memory, stop
   mmjax eval --workdir runs/digits --report                                   evaluate, write runs/digits/report.html
+  mmjax sample --workdir runs/digits_ddpm --num 64 --out pictures              draw pictures
   mmjax info --config configs/clip/vit_b32.py --devices 64 mesh.fsdp=8        what a run would hold, on machines not at hand
   mmjax data show --config configs/clip/digits.py --out sheet.png             look at what a run is trained on
   mmjax cache --workdir runs/digits --predict encode_image --out caches/digits   store what a model computes, as a source
@@ -231,6 +232,47 @@ def _bench(verbs: Any) -> None:
     bench.set_defaults(overrides=[])
 
 
+SAMPLE = """\
+--solver, --steps, --spacing and --guidance stand for keys of config.model.sampler, whose other keys are set as words:
+model.sampler.clip=static. A picture follows from the seed and its number alone: not from --num, --batch_size or the devices.
+
+examples:
+  mmjax sample --workdir runs/digits_ddpm --num 64 --out pictures
+  mmjax sample --workdir runs/digits_flow --labels 3,7 --num 16 --guidance 2 --solver heun --steps 25 --out sevens
+  mmjax sample --workdir runs/scenes --prompt "a red circle" --prompt "two blue stars" --num 8 --animate --out pictures
+"""
+
+
+def _labels(text: str) -> list[int]:
+    try:
+        return [int(x) for x in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of class numbers such as 0,3,7") from None
+
+
+def _sample(verbs: Any) -> None:
+    about = "Draw pictures with a trained run: DIR/00000.png, ..., DIR/grid.png, and DIR/samples.json, written last."
+    sample = _raw(verbs, "sample", SAMPLE, help="draw pictures with a run", description=about)
+    sample.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
+    sample.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    sample.add_argument("--num", type=int, default=64, metavar="N", help="pictures; default 64")
+    sample.add_argument(
+        "--prompt", action="append", dest="prompts", metavar="TEXT", help="may be given several times; gone through in turn"
+    )
+    sample.add_argument("--labels", type=_labels, metavar="K,K,...", help="classes, gone through in turn; default all")
+    sample.add_argument(
+        "--solver", metavar="NAME", help="ddpm, ddim, dpmpp_2m, dpmpp_2m_sde, euler, heun, edm, dopri5, euler_maruyama, ..."
+    )
+    sample.add_argument("--steps", dest="solver_steps", type=int, metavar="K", help="steps of the solver")
+    sample.add_argument("--spacing", metavar="NAME", help="of the steps: trailing, leading, linspace, karras, log_snr")
+    sample.add_argument("--guidance", type=float, metavar="S", help="factor on the conditional part: 1 is none; s = 1 + w")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--batch_size", type=int, default=64, metavar="B", help="pictures drawn at a time; default 64")
+    sample.add_argument("--animate", action="store_true", help="also write DIR/path.webp, the way from noise")
+    sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    sample.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. model.sampler.clip=dynamic")
+
+
 SCORE = """\
   captions   BLEU-1..4, ROUGE-L, CIDEr-D, CIDEr; COCO's and Karpathy's files, or {"image_id", "captions"}
   vqa        official accuracy, leave-one-out; VQA v1 and v2, OK-VQA
@@ -307,6 +349,8 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. data.dir=/sets mesh.data=1")
     _distributed(evaluate)
+
+    _sample(verbs)
 
     info = verbs.add_parser(
         "info", help="parameters, FLOPs, memory and sharding of a config", description="Print what a run would hold, allocating nothing."

@@ -26,6 +26,13 @@ PREDICT: dict[str, str] = {
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
     "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
+    "class_to_image": "(params, labels int32[B], keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
+    "features_to_image": "(params, context float[B, S, M], keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
+    "sample": "(params, keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
+    "network": "(params, x float[B, H, W, C], t float[B], *, context=None, labels=None) -> float32[B, H, W, O], as the network has it",
+    "bits_per_dimension": "(params, images float[B, H, W, C] in -1..1, labels int32[B] or None, keys key[B]) -> float32[B]",
+    "encode": "(params, images float[B, H, W, C]) -> float32[B, h, w, 2 Z], mean and log-variance of latents, unscaled",
+    "decode": "(params, z float[B, h, w, Z]) -> float32[B, H, W, C], of latents that are not scaled",
 }
 
 

@@ -1,6 +1,6 @@
 """Convolutions over images.
 
-B batch, H height, W width, C channels, O channels out, K kernel size.
+B batch, H height, W width, C channels, O channels out, K kernel size (and J, where its width is another than its height).
 """
 
 import functools
@@ -25,11 +25,11 @@ PADDINGS = ("same", "centre", "valid")
 
 
 class Conv(nn.Module):
-    """Convolution with float32 `kernel [K, K, C / groups, O]` and, if asked for, `bias [O]`; the product is in `dtype`.
+    """Convolution with float32 `kernel [K, J, C / groups, O]` and, if asked for, `bias [O]`; the product is in `dtype`.
 
     Attributes:
       features: O.
-      kernel: K.
+      kernel: K, or (K, J).
       padding: one of PADDINGS.
       groups: channels in and out fall into so many groups, each seeing its own only.
       standardise: Brock et al. 2021 (NFNet), equation 2: before use, the weights of an output have their mean taken off and
@@ -37,7 +37,7 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel: int = 3
+    kernel: int | tuple[int, int] = 3
     stride: int = 1
     padding: str = "same"
     groups: int = 1
@@ -53,7 +53,8 @@ class Conv(nn.Module):
         if c % self.groups or self.features % self.groups:
             raise UserError(f"a convolution of {c} channels to {self.features} does not fall into {self.groups} groups")
         per_output = lambda name, init, axis: self.param(name, nn.with_logical_partitioning(init, (axis,)), (self.features,), jnp.float32)
-        shape = (self.kernel, self.kernel, c // self.groups, self.features)
+        size = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
+        shape = (*size, c // self.groups, self.features)
         kernel = self.param("kernel", nn.with_logical_partitioning(self.kernel_init, AXES), shape, jnp.float32)
         if self.standardise:  # on a device's own outputs, before they are gathered
             kernel = standardised(kernel, self.eps) * per_output("gain", nn.initializers.ones, "width")[None, None, None]
@@ -65,7 +66,7 @@ class Conv(nn.Module):
         return y
 
 
-def standardised(kernel: Float[Array, "K K C O"], eps: float) -> Float[Array, "K K C O"]:
+def standardised(kernel: Float[Array, "K J C O"], eps: float) -> Float[Array, "K J C O"]:
     """Every output's weights with mean 0 and a sum of squares of 1, less where their variance x fan-in is below `eps`."""
     fan_in = math.prod(kernel.shape[:-1])
     centred = kernel - kernel.mean((0, 1, 2), keepdims=True)
@@ -74,15 +75,15 @@ def standardised(kernel: Float[Array, "K K C O"], eps: float) -> Float[Array, "K
 
 
 def convolve(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "K K c O"], stride: int = 1, padding: str = "same", groups: int = 1
+    x: Float[Array, "B H W C"], kernel: Float[Array, "K J c O"], stride: int = 1, padding: str = "same", groups: int = 1
 ) -> Float[Array, "B h w O"]:
-    """Cross-correlation (no flip) of images with a square kernel of C / groups channels; `padding` is one of PADDINGS."""
+    """Cross-correlation (no flip) of images with a kernel of C / groups channels; `padding` is one of PADDINGS."""
     if padding not in PADDINGS:
         raise UserError(f"padding is {padding!r}{suggest(padding, PADDINGS)}")
-    size = kernel.shape[0]
-    if size == stride == groups == 1:  # a plain product, which is faster on a CPU
+    size = kernel.shape[:2]
+    if size == (1, 1) and stride == groups == 1:  # a plain product, which is faster on a CPU
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    pad = [(size // 2, size // 2)] * 2 if padding == "centre" else padding.upper()
+    pad = [(n // 2, n // 2) for n in size] if padding == "centre" else padding.upper()
     product = functools.partial(
         lax.conv_general_dilated, window_strides=(stride, stride), padding=pad, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

@@ -8,19 +8,22 @@ from jaxtyping import Array, Float
 
 
 class LayerNorm(nn.Module):
-    """Ba et al. 2016, over the last axis, with `scale` and `bias`; result in `dtype`."""
+    """Ba et al. 2016, over the last axis, with `scale` and `bias` unless it is not `affine`; result in `dtype`."""
 
     eps: float = 1e-5
     dtype: DTypeLike = jnp.float32
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("width",)), shape, jnp.float32)
-        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("width",)), shape, jnp.float32)
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         y = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        if not self.affine:
+            return y.astype(self.dtype)
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("width",)), shape, jnp.float32)
+        bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, ("width",)), shape, jnp.float32)
         lead = (1,) * (x.ndim - 1)
         return (y * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)).astype(self.dtype)
 

@@ -63,10 +63,11 @@ def _linear(old: int, new: int) -> Float[np.ndarray, "N O"]:
     return np.stack([np.interp(at, np.arange(old), row) for row in np.eye(old)], axis=1).astype(np.float32)
 
 
-def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0) -> Float[np.ndarray, "L D"]:
+def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0, last: bool = True) -> Float[np.ndarray, "L D"]:
     """Fixed sines and cosines of column and row (Chen et al. 2021, MoCo v3; in the form of Beyer et al. 2022, plain ViT baselines).
 
-    A quarter of `width` each: sines and cosines of the column, sines and cosines of the row, at rates geometric from 1 to 1 / temperature.
+    A quarter of `width` each: sines and cosines of the column, sines and cosines of the row, at rates geometric from 1 to 1 / temperature,
+    the last of which is left out without `last` (He et al. 2022, MAE; DiT). Computed in float64.
 
     Raises:
       UserError: a width that is no multiple of 4, or leaves fewer than two rates.
@@ -74,6 +75,6 @@ def sincos_2d(rows: int, columns: int, width: int, temperature: float = 10_000.0
     if width % 4 or width < 8:
         raise UserError(f"sincos2d positions need a width that is a multiple of 4 and at least 8, got {width}; or set posemb to 'learn'")
     y, x = np.mgrid[:rows, :columns]
-    omega = 1.0 / temperature ** (np.arange(width // 4) / (width // 4 - 1))
+    omega = 1.0 / temperature ** (np.arange(width // 4) / (width // 4 - last))
     y, x = y.reshape(-1, 1) * omega, x.reshape(-1, 1) * omega
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)

@@ -6,12 +6,13 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import caption_baselines, classification, clip
+from mmjax.tasks import caption_baselines, classification, clip, diffusion
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "caption_baselines": caption_baselines.make,
     "classification": classification.make,
     "clip": clip.make,
+    "diffusion": diffusion.make,
 }
 
 

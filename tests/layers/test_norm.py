@@ -1,5 +1,6 @@
 """Norms against float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,3 +61,12 @@ def test_rms_of_bfloat16_is_taken_in_float32():
     got = RMSNorm(dtype=jnp.bfloat16).apply({"params": {"scale": jnp.ones(4096)}}, jnp.full((1, 4096), 3.0, jnp.bfloat16))
     assert got.dtype == jnp.bfloat16
     np.testing.assert_array_equal(got.astype(jnp.float32), np.ones((1, 4096)))
+
+
+def test_layer_norm_without_gains_has_no_parameters():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8)), jnp.float32)
+    model = LayerNorm(1e-6, affine=False)
+    variables = model.init(jax.random.key(0), x)
+    assert "params" not in variables
+    want = (np.float64(x) - np.float64(x).mean(-1, keepdims=True)) / np.sqrt(np.float64(x).var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(model.apply(variables, x), want, rtol=0, atol=1e-5)

@@ -1,0 +1,204 @@
+"""`mmjax sample`: pictures from a trained run, with a grid of them and, where asked for, an animation of the way from noise."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from mmjax.cli.eval import load_params
+from mmjax.cli.program import Program, assemble
+from mmjax.core import config as config_lib
+from mmjax.core import rng
+from mmjax.core.errors import UserError
+from mmjax.core.progress import Progress
+from mmjax.core.types import Params
+from mmjax.data.image import to_pil
+from mmjax.data.source import open_source, open_tokenizer
+from mmjax.evals import encode
+
+# flag -> key of config.model.sampler
+FLAGS = {"solver": "solver", "solver_steps": "steps", "spacing": "spacing", "guidance": "guidance"}
+# What a picture is drawn for, by the predict function that a task has.
+FUNCTIONS = {"text_to_image": "prompts", "class_to_image": "labels", "sample": None}
+SHOWN = 144  # pictures on the grid
+FRAMES = 40  # of the animation, at most
+HOLD = 12  # times that the last frame is shown
+FRAME_MS = 80
+MARGIN = 2  # pixels between the grid's pictures
+
+
+def main(args: argparse.Namespace) -> int:
+    config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
+    configure(config, args)
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out '{out}' is there already; choose a new folder")
+    program = assemble(config)
+    name, asked = conditions(program, args)
+    step, params = load_params(program, Path(args.workdir), args.step)
+    drawn, way = draw(program, params, name, asked, args)
+    record = {
+        "workdir": str(args.workdir),
+        "step": step,
+        "weights": f"ema/{program.ema_name()}" if program.ema_name() else "params",
+        "seed": args.seed,
+        "sampler": config_lib.to_dict(config.model.sampler),
+        "pictures": [{"file": f"{i:05d}.png", **_told(name, asked, i, args)} for i in range(len(drawn))],
+    }
+    write(out, drawn, way, record)
+    print(json.dumps({k: v for k, v in record.items() if k != "pictures"} | {"num": len(drawn), "out": str(out)}, indent=1))
+    return 0
+
+
+def configure(config: ConfigDict, args: argparse.Namespace) -> None:
+    """Puts the flags into the sampler's group of the config.
+
+    Raises:
+      UserError: the run's task draws no pictures.
+    """
+    if "sampler" not in config.model:
+        raise UserError(f"the run '{args.workdir}' is of task '{config.task}', whose config.model has no sampler: it draws no pictures")
+    if args.num < 1:
+        raise UserError(f"--num is {args.num}, expected at least 1")
+    with config.unlocked():
+        sampler = config.model.sampler
+        if args.solver is not None and args.solver != sampler.get("solver"):
+            sampler.options = ConfigDict()  # another solver's
+        for flag, key in FLAGS.items():
+            if getattr(args, flag) is not None:
+                sampler[key] = getattr(args, flag)
+
+
+def conditions(program: Program, args: argparse.Namespace) -> tuple[str, Shaped[np.ndarray, "N ..."] | None]:
+    """The predict function, and what each picture is drawn for: tokens or labels; None where the model has no condition.
+
+    Prompts and labels are gone through in turn until there are `--num` pictures.
+
+    Raises:
+      UserError: the task draws no pictures; prompts for a model of classes, and the like; a class that does not exist.
+    """
+    predict = program.task.predict
+    name = next((n for n in FUNCTIONS if n in predict), None)
+    if name is None:
+        raise UserError(f"the run '{args.workdir}' has no function that draws pictures ({', '.join(FUNCTIONS)}); it has {sorted(predict)}")
+    wanted = FUNCTIONS[name]
+    for flag in ("prompts", "labels"):
+        if getattr(args, flag) and flag != wanted:
+            takes = f"takes --{'prompt' if wanted == 'prompts' else 'labels'}" if wanted else "has no condition"
+            raise UserError(f"--{'prompt' if flag == 'prompts' else flag} was given, but the run '{args.workdir}' {takes}")
+    if wanted is None:
+        return name, None
+    if wanted == "labels":
+        classes = program.task.limits["label"]
+        labels = args.labels or list(range(classes))
+        wrong = [label for label in labels if not 0 <= label < classes]
+        if wrong:
+            raise UserError(f"--labels has {wrong[0]}, expected classes from 0 to {classes - 1}")
+        return name, np.resize(np.array(labels, np.int32), args.num)
+    if not args.prompts:
+        raise UserError(f"the run '{args.workdir}' draws what it is told: give --prompt \"...\", once or several times")
+    source = open_source(program.config.data, program.config.data.split)
+    tokenizer = open_tokenizer(source, program.config.data.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"source '{source.info.name}' has no tokenizer; name one with data.tokenizer=FILE")
+    length = program.task.batch_spec["tokens"].shape[1]
+    tokens = tokenizer.encode(args.prompts, length)
+    return name, tokens[np.arange(args.num) % len(tokens)]
+
+
+def _told(name: str, asked: np.ndarray | None, i: int, args: argparse.Namespace) -> dict[str, Any]:
+    if asked is None:
+        return {}
+    return {"label": int(asked[i])} if FUNCTIONS[name] == "labels" else {"prompt": args.prompts[i % len(args.prompts)]}
+
+
+def draw(
+    program: Program, params: Params, name: str, asked: np.ndarray | None, args: argparse.Namespace
+) -> tuple[UInt8[np.ndarray, "N H W C"], UInt8[np.ndarray, "F n H W C"] | None]:
+    """All pictures, and the way of the first of them from noise where `--animate` asks for it. Picture i follows from seed and i alone."""
+    key = rng.named(rng.wrap(rng.root(args.seed)), "sample")
+    size = encode.pad_to_mesh(min(args.batch_size, args.num), program.mesh)
+    function = program.task.predict[name]
+
+    def call(params: Params, *given: Any, **how: Any) -> Any:
+        *conditions, numbers = given
+        return function(params, *conditions, rng.per_example(key, numbers), **how)
+
+    arrays = (*(() if asked is None else (asked,)), np.arange(args.num, dtype=np.int32))
+    progress = Progress(args.num, batch_size=1, unit="picture")
+    solver = program.config.model.sampler.get("solver", "the default solver")
+    progress.say(f"compiling {solver} for {size} pictures at a time")
+    progress.start()
+    out = []
+    for x in encode.rows(encode.compile_over(program.mesh, call), params, arrays, size, program.mesh):
+        out.append(levels(x))
+        progress.update(sum(map(len, out)))
+    progress.close()
+    if not args.animate:
+        return np.concatenate(out), None
+    first = min(size, SHOWN, args.num)
+    states = jax.jit(lambda *a: call(*a, trajectory=True))(params, *(a[:first] for a in arrays))
+    return np.concatenate(out), levels(_thinned(np.asarray(states)))
+
+
+def _thinned(way: Float[np.ndarray, "T n H W C"]) -> Float[np.ndarray, "F n H W C"]:
+    """At most FRAMES of the states, the first and the last among them."""
+    return way[np.unique(np.linspace(0, len(way) - 1, min(FRAMES, len(way))).round().astype(int))]
+
+
+def levels(x: Float[np.ndarray, "*b"]) -> UInt8[np.ndarray, "*b"]:
+    """0..1 as 0..255.
+
+    Raises:
+      UserError: values that are no numbers.
+    """
+    if not np.isfinite(x).all():
+        raise UserError("the model drew values that are not finite: its weights are damaged, or the solver's steps are too large for it")
+    return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
+
+
+def grid(pictures: UInt8[np.ndarray, "N H W C"]) -> Image.Image:
+    """The first pictures side by side; small ones are enlarged, every pixel a square."""
+    shown = [to_pil(p) for p in pictures[:SHOWN]]
+    scale = max(1, 64 // shown[0].width)
+    columns = math.ceil(math.sqrt(len(shown)))
+    cell = tuple(scale * side + MARGIN for side in shown[0].size)
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, math.ceil(len(shown) / columns) * cell[1] + MARGIN), (255, 255, 255))
+    for i, picture in enumerate(shown):
+        at = (i % columns * cell[0] + MARGIN, i // columns * cell[1] + MARGIN)
+        sheet.paste(picture.convert("RGB").resize((cell[0] - MARGIN, cell[1] - MARGIN), Image.Resampling.NEAREST), at)
+    return sheet
+
+
+def write(out: Path, pictures: np.ndarray, way: np.ndarray | None, record: dict[str, Any]) -> None:
+    """Pictures, grid.png, path.webp, and last samples.json, without which the folder is not complete.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for entry, picture in zip(record["pictures"], pictures, strict=True):
+            to_pil(picture).save(out / entry["file"])
+        grid(pictures).save(out / "grid.png")
+        if way is not None:
+            animate([grid(frame) for frame in way], out / "path.webp")
+        (out / "samples.json").write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as e:
+        raise UserError(f"--out '{out}' cannot be written: {e}") from e
+    print(f"pictures: {out}, {out / 'grid.png'}", file=sys.stderr)
+
+
+def animate(frames: Sequence[Image.Image], path: Path) -> None:
+    """One file that plays the frames and rests on the last."""
+    frames = [*frames, *[frames[-1]] * HOLD]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, lossless=True)

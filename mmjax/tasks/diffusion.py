@@ -1,0 +1,380 @@
+"""Diffusion and rectified flow: any path, prediction, weighting, density of times and network, in pixels or in latents.
+
+Config `model`: the fields of `Settings`. Images are in -1..1: the transform ("normalize", {"mean": 0.5, "std": 0.5}).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from mmjax.core import rng
+from mmjax.core.config import Group, get, kwargs_for, to_dict
+from mmjax.core.errors import UserError, suggest
+from mmjax.core.types import Array, Batch, Key, Params, PyTree, Task
+from mmjax.diffusion import density, objective, prediction, weighting
+from mmjax.diffusion import path as paths
+from mmjax.diffusion.coupling import COUPLINGS
+from mmjax.diffusion.density import Moments
+from mmjax.diffusion.path import Path
+from mmjax.diffusion.prediction import SIGMA_DATA
+from mmjax.layers import split_axes
+from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unet
+from mmjax.models.clip import TEXT_TOWERS, tower
+from mmjax.tasks import diffusion_sampling
+from mmjax.tasks.diffusion_sampling import Sampler
+
+# `type` of config.model.network -> the file that has its VARIANTS and `build`.
+NETWORKS = {"unet": unet, "song_unet": song_unet, "edm2": edm2, "dit": dit}
+LOSSES = ("simple", "hybrid", "bound")
+IMPORTANCE = "importance"  # the density that follows the loss; the others are in diffusion.density
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """The autoencoder between pixels and what is diffused. Its parameters, `first_stage`, are frozen and come by `init_from`.
+
+    Attributes:
+      autoencoder: fields of models.autoencoder_kl.AutoencoderKL, or `variant`, a published name.
+      scale, shift: the network sees (z - shift) scale.
+      cached: a batch holds `latent`, mean and log-variance side by side as `mmjax cache --predict encode` stores them, in place of `image`.
+    """
+
+    autoencoder: Group
+    scale: float = 1.0
+    shift: float = 0.0
+    cached: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What config.model says.
+
+    Attributes:
+      size, channels: of pictures, in pixels.
+      network: `type`, a key of NETWORKS, and the fields of that module or `variant`, a published size's name.
+      path: `name`, a key of diffusion.path.PATHS, and that path's arguments.
+      prediction: what the network predicts, of diffusion.prediction.PREDICTIONS.
+      sigma_data, normalised, condition, time_scale: what the network is shown (diffusion.prediction.inputs).
+      variance: "learned" or "learned_range" where the network puts out a variance too; "" where it does not.
+      loss: "simple", a weighted squared error; "hybrid" (improved DDPM), "bound", the variational bound.
+      weighting: `name` and arguments of diffusion.weighting.
+      density: of training times: `name` and arguments of diffusion.density, or the name "importance".
+      uncertainty: the loss is divided by a variance that the network guesses of its time (EDM2).
+      coupling: of noise and data, "independent" or "optimal_transport" among `coupling_group` examples (diffusion.coupling).
+      labels: a batch holds `label`, which the network is shown.
+      text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
+      context: `length` and `width` of features that a batch holds as `context` in place of `tokens`.
+      context_dropout: share of captions that training replaces: tokens by zeros, features by zeros.
+      latent: fields of `Latent`; None for pixels.
+      sampler: fields of diffusion_sampling.Sampler.
+    """
+
+    size: int
+    channels: int
+    network: Group
+    path: Group
+    prediction: str = "eps"
+    sigma_data: float = SIGMA_DATA
+    normalised: bool | None = None
+    condition: str | None = None
+    time_scale: float = 1.0
+    variance: str = ""
+    loss: str = "simple"
+    weighting: Group = dataclasses.field(default_factory=lambda: {"name": "simple"})
+    density: Group = dataclasses.field(default_factory=lambda: {"name": "uniform"})
+    uncertainty: bool = False
+    coupling: str = "independent"
+    coupling_group: int | None = None
+    labels: bool = False
+    text: Group | None = None
+    context: Group | None = None
+    context_dropout: float = 0.1
+    latent: Group | None = None
+    sampler: Group = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """Modules (`network`, `text`, `first_stage`) and mathematics of the settings, checked against each other."""
+
+    settings: Settings
+    network: Any
+    path: Path
+    text: Any | None
+    first_stage: Any | None
+    latent: Latent | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of what is diffused."""
+        s = self.settings
+        if self.first_stage is None:
+            return s.size, s.size, s.channels
+        side = s.size // self.first_stage.factor
+        return side, side, self.first_stage.latent
+
+    @property
+    def has_context(self) -> bool:
+        return self.text is not None or self.settings.context is not None
+
+    def apply(self, params: Params, x: Array, t: Array, given: Mapping[str, Array], keys: Key | None = None) -> Array:
+        """The network's output for what it is shown. `given`: `labels`, and `tokens` or `context`, as far as there are any."""
+        return self.network.apply({"params": params["network"]}, x, t, **self.conditions(params, given, keys), keys=keys)
+
+    def conditions(self, params: Params, given: Mapping[str, Array], keys: Key | None = None) -> dict[str, Array]:
+        """What the network takes, of what a caller gives."""
+        out = {k: given[k] for k in ("labels", "context") if given.get(k) is not None}
+        if self.text is not None:
+            out["context"] = self.text.apply({"params": params["text"]}, given["tokens"], _named(keys, "text"), method="sequence")
+        return out
+
+    def null(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Conditions that say nothing: the class beyond the last, zeros for tokens and features."""
+        out = {k: jnp.zeros_like(given[k]) for k in ("tokens", "context") if k in given}
+        return out | ({"labels": jnp.full_like(given["labels"], self.network.classes)} if "labels" in given else {})
+
+    def denoiser(self, params: Params, given: Mapping[str, Array], times: Any = None) -> prediction.Denoiser:
+        """(x, t) -> Denoised under these conditions; with twice the examples of them, the second half is given nothing."""
+        s = self.settings
+        return prediction.denoiser(
+            lambda x, t: self.apply(params, x, t, given),
+            self.path,
+            s.prediction,
+            sigma_data=s.sigma_data,
+            normalised=s.normalised,
+            condition=s.condition,
+            time_scale=s.time_scale,
+            variance=s.variance or None,
+            times=times,
+        )
+
+    def encode(self, params: Params, images: Array) -> tuple[Array, Array]:
+        """Mean and log-variance of the latents, unscaled."""
+        return self.first_stage.apply({"params": params["first_stage"]}, images, method="encode")
+
+    def decode(self, params: Params, x: Array) -> Array:
+        """What was diffused as pictures in 0..1."""
+        if self.first_stage is not None:
+            z = x / self.latent.scale + self.latent.shift
+            x = self.first_stage.apply({"params": params["first_stage"]}, z, method="decode")
+        return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
+
+    def data(self, params: Params, batch: Batch, keys: Key) -> Array:
+        """What is diffused, of a batch."""
+        if self.first_stage is None:
+            return batch["image"]
+        moments = jnp.split(batch["latent"], 2, -1) if self.latent.cached else self.encode(params, batch["image"])
+        mean, log_variance = (jax.lax.stop_gradient(x) for x in moments)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+        return (mean + jnp.exp(log_variance / 2) * noise - self.latent.shift) * self.latent.scale
+
+
+def make(config: ConfigDict) -> Task:
+    """Batch: `image` float32[B, size, size, channels] in -1..1 (or `latent`), and as far as the settings say `label` int32[B],
+    `tokens` int32[B, L], `context` float32[B, S, M].
+
+    Raises:
+      UserError: settings that are unknown or do not go together.
+    """
+    system = parse(config.model, jnp.dtype(config.dtype))
+    s, importance = system.settings, _importance(system)
+    spec = batch_spec(system, config.batch_size)
+    weights = weighting.make(s.weighting)
+    times = None if importance else density.make(s.density, system.path)
+    boxed = lambda key: _init(system, key)
+    _, axes = split_axes(jax.eval_shape(boxed, jax.random.key(0)))
+    if importance:
+        axes = {**axes, "moments": {"losses": (None, None), "count": (None,)}}
+
+    def init(key: Key) -> Params:
+        params = split_axes(boxed(key))[0]
+        return {**params, "moments": density.no_moments(system.path.steps)._asdict()} if importance else params
+
+    def loss(params: Params, batch: Batch, key: Key, step: Array) -> tuple[Array, dict]:
+        keys = rng.per_example(key, batch["_index"])
+        x0 = system.data(params, batch, _named(keys, "posterior"))
+        factor = 1.0
+        if importance:
+            t, factor = density.draw_by_importance(_named(keys, "time"), Moments(**params["moments"]))
+        else:
+            t = times.draw(_named(keys, "time"))
+        example = objective.corrupt(x0, t, system.path, _named(keys, "noise"), coupling=s.coupling, group=s.coupling_group)
+        values, metrics = losses(system, weights, params, example, batch, keys)
+        state = {"moments": density.observe(Moments(**params["moments"]), t, values)._asdict()} if importance else {}
+        return (factor * values).mean(), {"metrics": metrics, "state": state}
+
+    limits = {"label": system.network.classes} if s.labels else {}
+    frozen = [f"network/{p}" for p in getattr(system.network, "frozen_paths", ())]
+    post = {}
+    if s.network["type"] == "edm2":  # forced weight normalisation: Karras et al. 2024, section 2.3
+        post["post_update"] = lambda params, aux, step: {**params, "network": edm2.normalised(params["network"])}
+    return Task(
+        init=init,
+        axes=axes,
+        loss=loss,
+        batch_spec=spec,
+        limits=limits | ({"tokens": system.text.vocab} if system.text is not None else {}),
+        predict=diffusion_sampling.predict(system, parse_sampler(system)),
+        frozen=(*frozen, "first_stage/.*") if system.first_stage is not None else tuple(frozen),
+        state=("moments/.*",) if importance else (),
+        can_accumulate=s.coupling == "independent" or s.coupling_group is not None,
+        **post,
+    )
+
+
+def losses(
+    system: System, weights: weighting.Weighting, params: Params, example: objective.Corrupted, batch: Batch, keys: Key
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of every example at its time, and metrics."""
+    s, path = system.settings, system.path
+    seen, told = prediction.inputs(
+        example.x,
+        example.t,
+        path,
+        s.prediction,
+        sigma_data=s.sigma_data,
+        normalised=s.normalised,
+        condition=s.condition,
+        time_scale=s.time_scale,
+    )
+    output = system.apply(params, seen, told, _dropped(system, batch, keys), _named(keys, "network"))
+    if s.loss == "bound":
+        return objective.bound(output, example, s.prediction, path, s.variance), {}
+    if s.loss == "hybrid":
+        return objective.hybrid(output, example, s.prediction, path, s.variance, weights=weights), {}
+    mean, _ = prediction.split(output, example.x, s.variance or None)
+    values = objective.regression(mean, example, s.prediction, path, weights, s.sigma_data)
+    if not s.uncertainty:
+        return values, {}
+    guess = system.network.apply({"params": params["network"]}, told, method="log_variance")
+    return objective.uncertain(values, guess), {"weighted_error": values.mean()}
+
+
+def _dropped(system: System, batch: Batch, keys: Key) -> dict[str, Array]:
+    """The batch's conditions, captions left out of some examples; labels the network leaves out itself."""
+    given = {name: batch[key] for name, key in (("labels", "label"), ("tokens", "tokens"), ("context", "context")) if key in batch}
+    if not system.has_context or not system.settings.context_dropout:
+        return given
+    name = "tokens" if system.text is not None else "context"
+    drop = jax.vmap(lambda k: jax.random.bernoulli(k, system.settings.context_dropout))(_named(keys, "context"))
+    kept = jnp.where(drop.reshape(-1, *(1,) * (given[name].ndim - 1)), jnp.zeros_like(given[name]), given[name])
+    return {**given, name: kept}
+
+
+def _named(keys: Key | None, name: str) -> Key | None:
+    return None if keys is None else jax.vmap(lambda key: rng.named(key, name))(keys)
+
+
+def _importance(system: System) -> bool:
+    given = system.settings.density.get("name") == IMPORTANCE
+    if given and system.path.steps is None:
+        raise UserError(f"config.model.density is {IMPORTANCE!r}, which counts the steps of a discrete path; path is {system.path.name!r}")
+    return given
+
+
+def _init(system: System, key: Key) -> PyTree:
+    """Boxed parameters."""
+    keys = dict(zip(("network", "text", "first_stage"), jax.random.split(key, 3), strict=True))
+    s, given, out = system.settings, {}, {}
+    if s.labels:
+        given["labels"] = jnp.zeros(1, jnp.int32)
+    if system.text is not None:
+        tokens = jnp.zeros((1, system.text.length), jnp.int32)
+        out["text"] = system.text.init(keys["text"], tokens, method="sequence")["params"]
+        given["context"] = jnp.zeros((1, system.text.length, system.text.width))
+    elif s.context is not None:
+        given["context"] = jnp.zeros((1, s.context["length"], s.context["width"]))
+    out["network"] = system.network.init(keys["network"], jnp.zeros((1, *system.shape)), jnp.zeros(1), **given)["params"]
+    if system.first_stage is not None:
+        out["first_stage"] = system.first_stage.init(keys["first_stage"], jnp.zeros((1, s.size, s.size, s.channels)))["params"]
+    return out
+
+
+def batch_spec(system: System, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of so many examples holds."""
+    s = system.settings
+    struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((size, *shape), dtype)
+    if system.latent is not None and system.latent.cached:
+        *side, channels = system.shape
+        out = {"latent": struct(*side, 2 * channels)}
+    else:
+        out = {"image": struct(s.size, s.size, s.channels)}
+    if s.labels:
+        out["label"] = struct(dtype=jnp.int32)
+    if system.text is not None:
+        out["tokens"] = struct(system.text.length, dtype=jnp.int32)
+    elif s.context is not None:
+        out["context"] = struct(s.context["length"], s.context["width"])
+    return out
+
+
+def parse(model: Group, dtype: Any) -> System:
+    """Config `model`, understood and checked.
+
+    Raises:
+      UserError: an unknown key or name, or settings that do not go together.
+    """
+    where = "config.model"
+    s = Settings(**kwargs_for(Settings, to_dict(model), where))
+    path = paths.make(s.path)
+    network = build_network(s.network, dtype, f"{where}.network")
+    if s.text is not None and s.context is not None:
+        raise UserError(f"{where} has both text and context; tokens are encoded by a tower, or features come with the batch")
+    text = None if s.text is None else tower(s.text, TEXT_TOWERS, dtype, f"{where}.text")
+    if s.context is not None:
+        for key in ("length", "width"):
+            get(s.context, key, f"{where}.context")
+    latent = None if s.latent is None else Latent(**kwargs_for(Latent, s.latent, f"{where}.latent"))
+    first = None
+    if latent is not None:
+        given = latent.autoencoder
+        first = autoencoder_kl.build(given.get("variant", given), dtype, f"{where}.latent.autoencoder")
+        if s.size % first.factor:
+            raise UserError(f"{where}.size is {s.size}, which the autoencoder cannot divide by {first.factor}")
+    system = System(s, network, path, text, first, latent)
+    _check(system)
+    return system
+
+
+def build_network(given: Group, dtype: Any, where: str) -> Any:
+    """The module of a network's group: of `type`, a key of NETWORKS, with the fields given, over those of `variant` where it is there.
+
+    Raises:
+      UserError: an unknown type, variant or field.
+    """
+    kind = get(given, "type", where)
+    if kind not in NETWORKS:
+        raise UserError(f"{where}.type is {kind!r}{suggest(str(kind), NETWORKS)}")
+    module, fields = NETWORKS[kind], {k: v for k, v in given.items() if k != "type"}
+    name = fields.pop("variant", None)
+    if name is not None and name not in module.VARIANTS:
+        raise UserError(f"{where}.variant is {name!r}{suggest(str(name), module.VARIANTS)}")
+    return module.build({**(module.VARIANTS[name] if name else {}), **fields}, dtype, where)
+
+
+def _check(system: System) -> None:
+    s, where = system.settings, "config.model"
+    if s.loss not in LOSSES:
+        raise UserError(f"{where}.loss is {s.loss!r}{suggest(s.loss, LOSSES)}")
+    prediction.check_names(s.prediction, s.condition, s.variance or None)
+    if s.loss != "simple" and system.path.steps is None:
+        raise UserError(f"{where}.loss is {s.loss!r}, of a discrete path; path is {system.path.name!r}: take 'simple'")
+    if s.loss == "hybrid" and not s.variance:
+        raise UserError(f"{where}.loss is 'hybrid', which trains a learned variance: set {where}.variance to 'learned_range'")
+    if s.labels and not getattr(system.network, "classes", 0):
+        raise UserError(f"{where}.labels is set, and the network has no classes: set {where}.network.classes")
+    if s.uncertainty and not hasattr(system.network, "log_variance"):
+        raise UserError(f"{where}.uncertainty needs a network that guesses it: type 'edm2'")
+    if not 0 <= s.context_dropout < 1:
+        raise UserError(f"{where}.context_dropout is {s.context_dropout}, expected a share from 0 to 1")
+    if s.coupling not in COUPLINGS:
+        raise UserError(f"{where}.coupling is {s.coupling!r}{suggest(s.coupling, COUPLINGS)}")
+
+
+def parse_sampler(system: System) -> Sampler:
+    """Config `model.sampler`."""
+    return diffusion_sampling.parse(system.settings.sampler, system)
