@@ -20,6 +20,7 @@ setup(
         "absl-py>=2.0",
         "array-record>=0.8,<1",
         "chex>=0.1.90,<0.2",
+        "diffrax>=0.7,<0.8",  # adaptive ODE solvers
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
         "fsspec>=2024.6",

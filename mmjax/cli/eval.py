@@ -43,13 +43,14 @@ def main(args: argparse.Namespace) -> int:
     scalars = {f"{name}/{k}": v for name, scores in found.items() for k, v in scores.items()}
     split = args.split or ",".join(sorted({group.split for group in config.evals.values()}))
     weights = f"ema/{program.ema_name()}" if program.ema_name() else "params"
+    told = {f"{name}/of": evaluate.told() for name, evaluate in evaluators.items() if hasattr(evaluate, "told")}
     if hosts.first():
-        print(json.dumps({"step": step, "split": split, "weights": weights, **scalars}, indent=1))
+        print(json.dumps({"step": step, "split": split, "weights": weights, **scalars, **told}, indent=1))
     if args.report:
         zero_shot = next((e for e in evaluators.values() if isinstance(e, ZeroShot)), None)
         shown = {} if zero_shot is None else pictures(zero_shot, params)
         if hosts.first():
-            path = write_report(workdir, config, step, split, scalars, shown)
+            path = write_report(workdir, config, step, split, {**scalars, **told}, shown)
             print(f"report: {path}", file=sys.stderr)
     return 0
 

@@ -1,6 +1,7 @@
 """`mmjax sample`: pictures from a trained run, with a grid of them and, where asked for, an animation of the way from noise."""
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ from mmjax.core.types import Params
 from mmjax.data.image import to_pil
 from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import encode
+from mmjax.tasks.diffusion_sampling import Sampler
 
 # flag -> key of config.model.sampler
 FLAGS = {"solver": "solver", "solver_steps": "steps", "spacing": "spacing", "guidance": "guidance"}
@@ -37,7 +39,8 @@ MARGIN = 2  # pixels between the grid's pictures
 
 
 def main(args: argparse.Namespace) -> int:
-    config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
+    config = complete(config_lib.open_workdir(args.workdir), args.workdir)
+    config = config_lib.override(config, args.overrides)
     configure(config, args)
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -59,19 +62,28 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def configure(config: ConfigDict, args: argparse.Namespace) -> None:
-    """Puts the flags into the sampler's group of the config.
+def complete(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with every key of its sampler's group, so that words can set them.
 
     Raises:
       UserError: the run's task draws no pictures.
     """
     if "sampler" not in config.model:
-        raise UserError(f"the run '{args.workdir}' is of task '{config.task}', whose config.model has no sampler: it draws no pictures")
+        raise UserError(f"the run '{workdir}' is of task '{config.task}', whose config.model has no sampler: it draws no pictures")
+    with config.unlocked():
+        config.model.sampler = ConfigDict({**dataclasses.asdict(Sampler()), **config_lib.to_dict(config.model.sampler)})
+        for group in ("options", "times"):
+            config.model.sampler[group].unlock()
+    return config
+
+
+def configure(config: ConfigDict, args: argparse.Namespace) -> None:
+    """Puts the flags into the sampler's group of the config."""
     if args.num < 1:
         raise UserError(f"--num is {args.num}, expected at least 1")
     with config.unlocked():
         sampler = config.model.sampler
-        if args.solver is not None and args.solver != sampler.get("solver"):
+        if args.solver is not None and args.solver != sampler.solver:
             sampler.options = ConfigDict()  # another solver's
         for flag, key in FLAGS.items():
             if getattr(args, flag) is not None:
@@ -135,8 +147,7 @@ def draw(
 
     arrays = (*(() if asked is None else (asked,)), np.arange(args.num, dtype=np.int32))
     progress = Progress(args.num, batch_size=1, unit="picture")
-    solver = program.config.model.sampler.get("solver", "the default solver")
-    progress.say(f"compiling {solver} for {size} pictures at a time")
+    progress.say(f"compiling {program.config.model.sampler.solver} for {size} pictures at a time")
     progress.start()
     out = []
     for x in encode.rows(encode.compile_over(program.mesh, call), params, arrays, size, program.mesh):

@@ -2,8 +2,7 @@
 
 One update is: global-norm clipping, adaptive clipping (AGC), the optimizer's own scaling, decoupled weight decay
 (`weight_decay` x the factor of `wd_rules` x parameter), and minus `schedule(step)` x the multiplier of `lr_rules` and
-`layer_decay`. The schedule sees the trainer's step, so steps that were skipped do not bend it. With `groups` there are several
-such updates side by side, each over its own parameters, with its own clipping: the players of a game.
+`layer_decay`. The schedule sees the trainer's step, so steps that were skipped do not bend it.
 
 Layers may be stacked: a leaf whose logical axes begin with "layers" holds one parameter of every layer. Whatever looks at
 a leaf's shape or norm is mapped over those axes, so a scanned and an unrolled model take the same step.
@@ -27,9 +26,6 @@ from mmjax.core.layerwise import Place, layer_decay, per_layer, places
 from mmjax.core.types import Params, PyTree
 
 Transform = optax.GradientTransformationExtraArgs
-
-REST = "rest"  # what no group of `groups` takes
-SHARED = {"groups", "freeze"}  # keys that a group cannot have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +59,14 @@ def make(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> 
     Returns:
       tx: used as `tx.update(grads, opt_state, params, step=step)`, whose updates are to be added. Its state is a dict of
         optax's states over dicts of float32 arrays, parameter paths unchanged inside them. Clipping has none, so switching
-        it on does not change a checkpoint's tree. With `groups` it is a dict of such dicts.
-      schedule: `step -> float32[]`, the learning rate before multipliers, of what is in no group.
+        it on does not change a checkpoint's tree.
+      schedule: `step -> float32[]`, the learning rate before multipliers.
 
     Raises:
       UserError: an unknown name or argument, a value out of range, a rule list that leaves a parameter out or a rule that
         decides nothing.
     """
     schedule = schedules.make(config, total_steps)
-    parts = {name: (own, tree.select(params, paths.__contains__)) for name, (own, paths) in split(config, params, axes).items()}
-    if list(parts) == [REST]:
-        return _make_one(config, params, axes, schedule), schedule
-    made = {name: _make_one(own, taken, axes, schedules.make(own, total_steps)) for name, (own, taken) in parts.items()}
-    return _partition(made, {path: name for name, (_, taken) in parts.items() for path in tree.flatten(taken)}), schedule
-
-
-def _make_one(config: ConfigDict, params: Params, axes: PyTree, schedule: schedules.Schedule) -> Transform:
-    """The update of parameters that share one group of settings."""
     plan = make_plan(config, params, axes)
     parts: dict[str, optax.GradientTransformation] = {}
     if config.clip_norm is not None:
@@ -92,53 +79,7 @@ def _make_one(config: ConfigDict, params: Params, axes: PyTree, schedule: schedu
     if config.weight_decay:
         parts["weight_decay"] = optax.stateless(_decay_with(plan.weight_decay))
     parts["lr"] = _scale_by_lr(schedule, plan.lr)
-    return _chain(parts)
-
-
-def split(config: ConfigDict, params: Params, axes: PyTree) -> dict[str, tuple[ConfigDict, frozenset[str]]]:
-    """Name -> (settings, the parameters they are for), as `config.groups` says; REST is what no group takes, if anything.
-
-    Raises:
-      UserError: a group that is no (name, regex, {key: value}), takes no parameter, has a key that a group cannot have or a value of
-        another type.
-    """
-    paths = tuple(tree.flatten(params))
-    if not config.get("groups"):
-        return {REST: (config, frozenset(paths))}
-    settings, rules = {}, []
-    for given in config.groups:
-        if not (isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], str) and isinstance(given[2], Mapping)):
-            raise UserError(f"optim.groups has {given!r}, expected ('name', 'regex of parameters', {{'key of optim': value}})")
-        name, pattern, changes = given
-        if name in (REST, *settings):
-            raise UserError(f"optim.groups has two groups named {name!r}" if name in settings else f"optim.groups: {REST!r} names what is left")
-        settings[name] = _changed(config, changes, f"optim.groups: group {name!r}")
-        rules.append((pattern, name))
-    in_one = [p for p in tree.flatten(axes) if tree.matches(p, [pattern for pattern, _ in rules])]
-    found = tree.first_match(in_one, rules, "optim.groups")
-    settings[REST] = config
-    taken = {name: frozenset(p for p in paths if found.get(p, REST) == name) for name in settings}
-    return {name: (settings[name], taken[name]) for name in settings if taken[name]}
-
-
-def _changed(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
-    """The settings with some keys changed."""
-    out, known = config.copy_and_resolve_references(), set(config) - SHARED
-    with out.unlocked():
-        for key, value in changes.items():
-            if key not in known:
-                raise UserError(f"{where} has an unknown key {key!r}{suggest(key, known)}")
-            try:
-                out[key] = ConfigDict(value) if isinstance(out[key], ConfigDict) else value
-            except TypeError as e:
-                raise UserError(f"{where}: {key} is {value!r}: {e}") from None
-    return out
-
-
-def learning_rates(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> dict[str, schedules.Schedule]:
-    """What is reported of a run: `learning_rate`, and `learning_rate_NAME` of every group; arguments as of `make`."""
-    label = lambda name: "learning_rate" if name == REST else f"learning_rate_{name}"
-    return {label(name): schedules.make(own, total_steps) for name, (own, _) in split(config, params, axes).items()}
+    return _chain(parts), schedule
 
 
 def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
@@ -172,15 +113,10 @@ def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
 
 
 def describe(config: ConfigDict, params: Params, axes: PyTree) -> dict[str, dict[str, Any]]:
-    """`{path: {"lr": ..., "weight_decay": ..., "optimizer": ...}}`, JSON-able; one number a layer as a (nested) list. With `groups`,
-    `group` names the one of each parameter that is in one."""
+    """`{path: {"lr": ..., "weight_decay": ..., "optimizer": ...}}`, JSON-able; one number a layer as a (nested) list."""
+    plan = make_plan(config, params, axes)
     plain = lambda x: x.squeeze().tolist() if isinstance(x, np.ndarray) else x
-    out: dict[str, dict[str, Any]] = {}
-    for name, (own, paths) in split(config, params, axes).items():
-        plan, group = make_plan(own, tree.select(params, paths.__contains__), axes), {} if name == REST else {"group": name}
-        for p in plan.lr:
-            out[p] = {"lr": plain(plan.lr[p]), "weight_decay": plain(plan.weight_decay[p]), "optimizer": plan.kind[p], **group}
-    return dict(sorted(out.items()))
+    return {p: {"lr": plain(plan.lr[p]), "weight_decay": plain(plan.weight_decay[p]), "optimizer": plan.kind[p]} for p in plan.lr}
 
 
 def _over_leaf(factor: float | np.ndarray, place: Place) -> float | np.ndarray:
@@ -317,7 +253,6 @@ def _chain(parts: Mapping[str, optax.GradientTransformation]) -> Transform:
         return {name: state for name, state in states.items() if jax.tree.leaves(state)}
 
     def update(updates: Params, state: PyTree, params: Params | None = None, **extra: Any) -> tuple[Params, PyTree]:
-        state = state or {}  # `_partition` hands an empty tuple to what has no state
         new = {}
         for name, tx in parts.items():
             updates, new[name] = tx.update(updates, state.get(name, optax.EmptyState()), params, **extra)

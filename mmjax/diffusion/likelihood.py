@@ -3,7 +3,7 @@
 Along the ODE the log-density changes by minus the divergence of the slope (Chen et al. 2018; Song et al. 2021, appendix D.2). It is walked
 along the circle of `solvers_ode`, y = x / sqrt(alpha^2 + sigma^2), from data to noise:
 
-    log p(x) = log p_noise(x_T) + integral of div(dy/du) du + D log(size_T / size_0),     size = sqrt(alpha^2 + sigma^2).
+    log p(x_0) = log p_noise(x_T) + integral of div(dy/du) du + D log(size_T / size_0),     size = sqrt(alpha^2 + sigma^2).
 
 B examples; x [B, ...] of D numbers each.
 """
@@ -21,7 +21,7 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.diffusion.path import Path
 from mmjax.diffusion.prediction import Denoiser
 from mmjax.diffusion.solvers_ode import ADAPTIVE, angles, circular, integrate, last_look
-from mmjax.diffusion.walk import on_host
+from mmjax.diffusion.walk import levels, on_host
 
 Slope = Callable[[Array, Array], Array]  # (y [B, ...], u [B]) -> [B, ...]
 
@@ -66,6 +66,7 @@ def log_likelihood(
     divergence: str = "hutchinson",
     probe: str = "rademacher",
     start: float | None = None,
+    prior: Callable[[Array], Array] | None = None,
     solver: str = "dopri5",
     rtol: float = 1e-5,
     atol: float = 1e-5,
@@ -74,13 +75,14 @@ def log_likelihood(
     """log p of x under the model's probability-flow ODE, in nats, and how often the denoiser looked at each example.
 
     Args:
-      x: taken to stand at time `start`.
+      x: data. At `start` it stands for x_t = alpha x, the little noise there left out, and its density is that of x_t times alpha^D.
       keys: one an example, for the probe; None will do where the divergence is exact.
       divergence: "hutchinson", unbiased, two looks' cost whatever D; or "exact", D derivatives a look.
       probe: "rademacher" or "gaussian"; drawn once an example. An adaptive solver needs the same slope whenever it asks: drawing
         again in each call, as SiT's code does, would make it chase noise.
       start: the path's time where the model takes over from data. By default the cleanest that a sampler looks at: time 0 of a discrete
         path, of others sigma / alpha = 0.001, or the clean end where that has more noise.
+      prior: log p of x at the noise end, [B, ...] -> [B]; by default a Gaussian of the path's `prior_std`, which samples start from.
 
     Raises:
       UserError: an unknown name, tolerances that are not positive, no keys for a probe.
@@ -99,23 +101,24 @@ def log_likelihood(
         raise UserError("divergence 'hutchinson' draws a probe: expected keys, one an example, got none; or ask for 'exact'")
     else:
         both = hutchinson_divergence(slope, jax.vmap(lambda key: PROBES[probe](rng.named(key, "probe"), x.shape[1:], x.dtype))(keys))
-    walk, size = walk_up(path, start)
+    walk, size, alpha = walk_up(path, start)
     dimensions = math.prod(x.shape[1:])
-    state = (x / float(size[0]), jnp.zeros(x.shape[0], x.dtype))
+    state = (x * (alpha / float(size[0])), jnp.zeros(x.shape[0], x.dtype))
     f = lambda state, u: both(state[0], u)
     (y, change), evaluations = integrate(f, state, walk, solver=solver, rtol=rtol, atol=atol, max_steps=max_steps)
     end = y[-1] * float(size[1])
-    return prior_log_density(end, path) + change[-1] + dimensions * float(np.log(size[1] / size[0])), evaluations
+    at_noise = prior_log_density(end, path) if prior is None else prior(end)
+    return at_noise + change[-1] + dimensions * float(np.log(alpha * size[1] / size[0])), evaluations
 
 
-def walk_up(path: Path, start: float | None) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"]]:
-    """The angles of the start and of noise, and sqrt(alpha^2 + sigma^2) at both."""
+def walk_up(path: Path, start: float | None) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "2"], float]:
+    """The angles of the start and of noise, sqrt(alpha^2 + sigma^2) at both, and alpha at the start."""
     if start is None:
         cleanest = float(on_host(path.at_log_snr, -math.log(math.tan(last_look(path)))))
         start = max(path.clean, cleanest)
     if not path.clean <= start < path.noise:
         raise UserError(f"a likelihood starting at time {start:g} of the path {path.name!r}; expected {path.clean:g} to {path.noise:g}")
-    return angles(path, np.array([start, path.noise]))
+    return *angles(path, np.array([start, path.noise])), float(levels(path, np.array([start])).alpha[0])
 
 
 def prior_log_density(x: Float[Array, "B *x"], path: Path) -> Float[Array, "B"]:

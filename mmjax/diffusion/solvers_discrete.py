@@ -4,6 +4,7 @@ They need no derivative of the path, only its levels, and so hold on every path 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +102,13 @@ def multistep(path: Path, times: Float[np.ndarray, "N_plus_1"], eta: float) -> S
 
 
 def invert(
-    denoise: Denoiser, x: Float[Array, "B *x"], times: Float[np.ndarray, "N_plus_1"], *, path: Path, refine: int = 0, trajectory: bool = False
+    denoise: Denoiser,
+    x: Float[Array, "B *x"],
+    times: Any,
+    *,
+    path: Path,
+    refine: int = 0,
+    trajectory: bool = False,
 ) -> Array:
     """DDIM run from data to noise: what `ddim` at the same times, falling, leads back to x from (Song et al. 2021a, section 4.3).
 

@@ -21,7 +21,7 @@ from mmjax.diffusion.coupling import COUPLINGS
 from mmjax.diffusion.density import Moments
 from mmjax.diffusion.path import Path
 from mmjax.diffusion.prediction import SIGMA_DATA
-from mmjax.layers import split_axes
+from mmjax.layers import Embed, split_axes
 from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unet
 from mmjax.models.clip import TEXT_TOWERS, tower
 from mmjax.tasks import diffusion_sampling
@@ -39,14 +39,25 @@ class Latent:
 
     Attributes:
       autoencoder: fields of models.autoencoder_kl.AutoencoderKL, or `variant`, a published name.
-      scale, shift: the network sees (z - shift) scale.
+      scale, shift: the network sees (z - shift) scale; numbers, or one a channel.
       cached: a batch holds `latent`, mean and log-variance side by side as `mmjax cache --predict encode` stores them, in place of `image`.
     """
 
     autoencoder: Group
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
     cached: bool = False
+
+    def scaled(self, z: Array) -> Array:
+        """What the network sees of latents."""
+        return (z - self._number(self.shift)) * self._number(self.scale)
+
+    def unscaled(self, x: Array) -> Array:
+        """Its inverse."""
+        return x / self._number(self.scale) + self._number(self.shift)
+
+    def _number(self, x: float | tuple[float, ...]) -> Array:
+        return jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Settings:
       uncertainty: the loss is divided by a variance that the network guesses of its time (EDM2).
       coupling: of noise and data, "independent" or "optimal_transport" among `coupling_group` examples (diffusion.coupling).
       labels: a batch holds `label`, which the network is shown.
+      label_context: `classes`, `width` and `dropout`: the label is a learnt word, the one the network looks at (latent diffusion).
       text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
       context: `length` and `width` of features that a batch holds as `context` in place of `tokens`.
       context_dropout: share of captions that training replaces: tokens by zeros, features by zeros.
@@ -90,6 +102,7 @@ class Settings:
     coupling: str = "independent"
     coupling_group: int | None = None
     labels: bool = False
+    label_context: Group | None = None
     text: Group | None = None
     context: Group | None = None
     context_dropout: float = 0.1
@@ -119,7 +132,28 @@ class System:
 
     @property
     def has_context(self) -> bool:
+        """Whether there are captions."""
         return self.text is not None or self.settings.context is not None
+
+    @property
+    def classes(self) -> int:
+        """That labels count; 0 where the model is shown none."""
+        s = self.settings
+        return s.label_context["classes"] if s.label_context is not None else self.network.classes if s.labels else 0
+
+    @property
+    def drops_condition(self) -> bool:
+        """Whether training leaves the condition out now and then, as guidance needs."""
+        s = self.settings
+        if s.label_context is not None:
+            return s.label_context.get("dropout", 0) > 0
+        return (self.has_context and s.context_dropout > 0) or (s.labels and getattr(self.network, "label_dropout", 0) > 0)
+
+    @property
+    def word(self) -> Embed:
+        """Of a class, for `label_context`; the last row is of none."""
+        given = self.settings.label_context
+        return Embed(given["classes"] + 1, given["width"], axis="classes")
 
     def apply(self, params: Params, x: Array, t: Array, given: Mapping[str, Array], keys: Key | None = None) -> Array:
         """The network's output for what it is shown. `given`: `labels`, and `tokens` or `context`, as far as there are any."""
@@ -127,6 +161,8 @@ class System:
 
     def conditions(self, params: Params, given: Mapping[str, Array], keys: Key | None = None) -> dict[str, Array]:
         """What the network takes, of what a caller gives."""
+        if self.settings.label_context is not None:
+            return {"context": self.word.apply({"params": params["label_context"]}, given["labels"])[:, None]}
         out = {k: given[k] for k in ("labels", "context") if given.get(k) is not None}
         if self.text is not None:
             out["context"] = self.text.apply({"params": params["text"]}, given["tokens"], _named(keys, "text"), method="sequence")
@@ -135,7 +171,7 @@ class System:
     def null(self, given: Mapping[str, Array]) -> dict[str, Array]:
         """Conditions that say nothing: the class beyond the last, zeros for tokens and features."""
         out = {k: jnp.zeros_like(given[k]) for k in ("tokens", "context") if k in given}
-        return out | ({"labels": jnp.full_like(given["labels"], self.network.classes)} if "labels" in given else {})
+        return out | ({"labels": jnp.full_like(given["labels"], self.classes)} if "labels" in given else {})
 
     def denoiser(self, params: Params, given: Mapping[str, Array], times: Any = None) -> prediction.Denoiser:
         """(x, t) -> Denoised under these conditions; with twice the examples of them, the second half is given nothing."""
@@ -159,7 +195,7 @@ class System:
     def decode(self, params: Params, x: Array) -> Array:
         """What was diffused as pictures in 0..1."""
         if self.first_stage is not None:
-            z = x / self.latent.scale + self.latent.shift
+            z = self.latent.unscaled(x)
             x = self.first_stage.apply({"params": params["first_stage"]}, z, method="decode")
         return jnp.clip(x / 2 + 0.5, 0.0, 1.0)
 
@@ -170,7 +206,7 @@ class System:
         moments = jnp.split(batch["latent"], 2, -1) if self.latent.cached else self.encode(params, batch["image"])
         mean, log_variance = (jax.lax.stop_gradient(x) for x in moments)
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
-        return (mean + jnp.exp(log_variance / 2) * noise - self.latent.shift) * self.latent.scale
+        return self.latent.scaled(mean + jnp.exp(log_variance / 2) * noise)
 
 
 def make(config: ConfigDict) -> Task:
@@ -207,7 +243,7 @@ def make(config: ConfigDict) -> Task:
         state = {"moments": density.observe(Moments(**params["moments"]), t, values)._asdict()} if importance else {}
         return (factor * values).mean(), {"metrics": metrics, "state": state}
 
-    limits = {"label": system.network.classes} if s.labels else {}
+    limits = {"label": system.classes} if system.classes else {}
     frozen = [f"network/{p}" for p in getattr(system.network, "frozen_paths", ())]
     post = {}
     if s.network["type"] == "edm2":  # forced weight normalisation: Karras et al. 2024, section 2.3
@@ -255,14 +291,17 @@ def losses(
 
 
 def _dropped(system: System, batch: Batch, keys: Key) -> dict[str, Array]:
-    """The batch's conditions, captions left out of some examples; labels the network leaves out itself."""
+    """The batch's conditions, left out of some examples; labels that the network takes itself, it leaves out itself."""
+    s = system.settings
     given = {name: batch[key] for name, key in (("labels", "label"), ("tokens", "tokens"), ("context", "context")) if key in batch}
-    if not system.has_context or not system.settings.context_dropout:
+    share = s.context_dropout if system.has_context else (s.label_context or {}).get("dropout", 0)
+    if not share:
         return given
-    name = "tokens" if system.text is not None else "context"
-    drop = jax.vmap(lambda k: jax.random.bernoulli(k, system.settings.context_dropout))(_named(keys, "context"))
-    kept = jnp.where(drop.reshape(-1, *(1,) * (given[name].ndim - 1)), jnp.zeros_like(given[name]), given[name])
-    return {**given, name: kept}
+    names = ("labels",) if s.label_context is not None else ("tokens", "context")
+    drop = jax.vmap(lambda k: jax.random.bernoulli(k, share))(_named(keys, "context"))
+    null = system.null(given)
+    left_out = lambda x, nothing: jnp.where(drop.reshape(-1, *(1,) * (x.ndim - 1)), nothing, x)
+    return {k: left_out(x, null[k]) if k in names else x for k, x in given.items()}
 
 
 def _named(keys: Key | None, name: str) -> Key | None:
@@ -278,7 +317,7 @@ def _importance(system: System) -> bool:
 
 def _init(system: System, key: Key) -> PyTree:
     """Boxed parameters."""
-    keys = dict(zip(("network", "text", "first_stage"), jax.random.split(key, 3), strict=True))
+    keys = dict(zip(("network", "text", "first_stage", "word"), jax.random.split(key, 4), strict=True))
     s, given, out = system.settings, {}, {}
     if s.labels:
         given["labels"] = jnp.zeros(1, jnp.int32)
@@ -288,6 +327,9 @@ def _init(system: System, key: Key) -> PyTree:
         given["context"] = jnp.zeros((1, system.text.length, system.text.width))
     elif s.context is not None:
         given["context"] = jnp.zeros((1, s.context["length"], s.context["width"]))
+    elif s.label_context is not None:
+        out["label_context"] = system.word.init(keys["word"], jnp.zeros(1, jnp.int32))["params"]
+        given["context"] = jnp.zeros((1, 1, s.label_context["width"]))
     out["network"] = system.network.init(keys["network"], jnp.zeros((1, *system.shape)), jnp.zeros(1), **given)["params"]
     if system.first_stage is not None:
         out["first_stage"] = system.first_stage.init(keys["first_stage"], jnp.zeros((1, s.size, s.size, s.channels)))["params"]
@@ -303,7 +345,7 @@ def batch_spec(system: System, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         out = {"latent": struct(*side, 2 * channels)}
     else:
         out = {"image": struct(s.size, s.size, s.channels)}
-    if s.labels:
+    if system.classes:
         out["label"] = struct(dtype=jnp.int32)
     if system.text is not None:
         out["tokens"] = struct(system.text.length, dtype=jnp.int32)
@@ -322,12 +364,13 @@ def parse(model: Group, dtype: Any) -> System:
     s = Settings(**kwargs_for(Settings, to_dict(model), where))
     path = paths.make(s.path)
     network = build_network(s.network, dtype, f"{where}.network")
-    if s.text is not None and s.context is not None:
-        raise UserError(f"{where} has both text and context; tokens are encoded by a tower, or features come with the batch")
+    words = [key for key in ("text", "context", "label_context") if getattr(s, key) is not None]
+    if len(words) > 1:
+        raise UserError(f"{where} has both {words[0]} and {words[1]}; the network looks at one kind of words")
     text = None if s.text is None else tower(s.text, TEXT_TOWERS, dtype, f"{where}.text")
-    if s.context is not None:
-        for key in ("length", "width"):
-            get(s.context, key, f"{where}.context")
+    for group, keys in (("context", ("length", "width")), ("label_context", ("classes", "width"))):
+        for key in keys if getattr(s, group) is not None else ():
+            get(getattr(s, group), key, f"{where}.{group}")
     latent = None if s.latent is None else Latent(**kwargs_for(Latent, s.latent, f"{where}.latent"))
     first = None
     if latent is not None:

@@ -66,10 +66,10 @@ def parse(given: Group, system: "System") -> Sampler:
     if sampler.clip not in CLIPS:
         raise UserError(f"{where}.clip is {sampler.clip!r}{suggest(sampler.clip, CLIPS)}")
     s = system.settings
-    labels = s.labels and getattr(system.network, "label_dropout", 0) > 0
-    if sampler.guidance != 1 and not (labels or (system.has_context and s.context_dropout > 0)):
-        why = "was trained with its condition always there" if s.labels or system.has_context else "has no condition"
-        fix = "network.label_dropout or context_dropout above 0" if s.labels or system.has_context else "guidance to 1"
+    if sampler.guidance != 1 and not system.drops_condition:
+        told = system.classes or system.has_context
+        why = "was trained with its condition always there" if told else "has no condition"
+        fix = "network.label_dropout, label_context.dropout or context_dropout above 0" if told else "guidance to 1"
         raise UserError(f"{where}.guidance is {sampler.guidance}, but the model {why}: set {fix}")
     if sampler.solver == "ddpm" and str(sampler.options.get("variance", "")).startswith("learned") and not s.variance:
         raise UserError(
@@ -147,7 +147,7 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         return system.network.apply({"params": params["network"]}, x, t, **given)
 
     out: dict[str, Callable] = {"network": network}
-    if s.labels:
+    if system.classes:
         out["class_to_image"] = lambda params, labels, keys, **how: made(params, keys, {"labels": labels}, **how)
     elif system.text is not None:
 
@@ -175,7 +175,7 @@ def bits_per_dimension(
     `how`: keyword arguments of diffusion.likelihood.log_likelihood, or of diffusion.vlb.bits_per_dimension.
     """
     s = system.settings
-    given = {"labels": labels} if s.labels else {}
+    given = {"labels": labels} if system.classes else {}
     if bound:
         variance = s.variance or how.pop("variance", "fixed_small")
         return vlb.bits_per_dimension(system.denoiser(params, given), images, keys, system.path, variance, **how).total

@@ -117,6 +117,22 @@ def cell(name, prediction, solver, n=SAMPLES, seed=0, denoise=None):
     return int(found.evaluations.max()), sliced_wasserstein(found.x, real) / noise, np.asarray(found.x)
 
 
+def cells(name, solver, kinds, n=SAMPLES, seed=0):
+    """`cell` of several predictions with one compilation: evaluations, and prediction -> ratio."""
+    path, grid = make(name), walked(name, solver)
+    denoisers = [as_network(MIXTURE, path, kind) for kind in kinds]
+    x, keys = start(path, grid, n, seed)
+
+    @jax.jit
+    def run(which, x, keys):
+        denoise = lambda x, t: jax.lax.switch(which, denoisers, x, t)
+        return solve(denoise, x, grid, keys, path=path, solver=solver, **RUNS[solver].options)
+
+    real, noise = truth(n)
+    found = [run(jnp.int32(i), x, keys) for i in range(len(kinds))]
+    return int(found[0].evaluations.max()), {k: sliced_wasserstein(f.x, real) / noise for k, f in zip(kinds, found, strict=True)}
+
+
 # --- order of convergence ---------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +161,7 @@ def strong_order(name, solver, counts, **options):
 
 
 def weak_order(name, solver, counts, **options):
-    """From the variance of the samples of one Gaussian, without sampling: then x_N = a x_0 + sum_i b_i z_i + c, and a, b are derivatives."""
+    """From the variance of samples of one Gaussian, without sampling: there x_N = a x_0 + sum_i b_i z_i + c, and a, b are derivatives."""
     path, std = make(name), 0.7
     denoise = exact(Mixture(np.array([1.0]), np.array([[0.4]]), np.array([std])), path)
     errors = []
@@ -156,7 +172,9 @@ def weak_order(name, solver, counts, **options):
         def last(x, z, grid=grid):
             old, walk.gaussian = walk.gaussian, lambda keys, i, x: z[i].reshape(1, 1)
             try:
-                return solve(denoise, x.reshape(1, 1), grid, jax.random.split(jax.random.key(0), 1), path=path, solver=solver, **options).x[0, 0]
+                return solve(denoise, x.reshape(1, 1), grid, jax.random.split(jax.random.key(0), 1), path=path, solver=solver, **options).x[
+                    0, 0
+                ]
             finally:
                 walk.gaussian = old
 
@@ -176,4 +194,3 @@ def order(name, solver):
         options = {"last": "noise"}
     with jax.enable_x64(True):
         return (weak_order if run.weak else strong_order)(name, solver, run.counts, **options)
-

@@ -1,5 +1,7 @@
 """Guidance against densities that are known, and its parts by their formulae."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def guided_moments(path, scale, begin, end, interval=None):
         if interval is not None:
             edges = sorted({begin, end, *(float(path.at_log_snr(-np.log(e))) for e in interval if e > 0)}, reverse=True)
         y = [0.0, 1.0]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             y = solve_ivp(slope, (a, b), y, rtol=1e-9, atol=1e-11).y[:, -1]
     return y
 
@@ -111,7 +113,7 @@ def test_an_exact_classifier_gives_the_conditional_density(form, sign):
     x = walk.draw(keys, (2,))
     if form == "score":
         denoise = guidance.classifier(exact(MIXTURE, path), gradient, path)
-        got = sample(denoise, x, times(path, 60), keys, path=path, solver="dpmpp_2m")
+        got = sample(denoise, x, times(path, 200), keys, path=path, solver="dpmpp_2m")
     else:
         got = sample(exact(MIXTURE, path), x, times(path, 1000), keys, path=path, solver="ddpm", gradient=gradient)
     gen = np.random.default_rng(0)

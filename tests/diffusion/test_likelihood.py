@@ -12,7 +12,14 @@ from mmjax.diffusion import path as paths
 from mmjax.diffusion.prediction import Denoised
 from tests.diffusion.gaussian_mixture import MIXTURE, draw, exact, log_density
 
-PATHS = {"discrete": paths.discrete(), "vp": paths.vp(), "ve": paths.ve(sigma_max=200.0), "edm": paths.edm(sigma_max=200.0), "flow": paths.flow(), "gvp": paths.gvp()}
+PATHS = {
+    "discrete": paths.discrete(),
+    "vp": paths.vp(),
+    "ve": paths.ve(sigma_max=200.0),
+    "edm": paths.edm(sigma_max=200.0),
+    "flow": paths.flow(),
+    "gvp": paths.gvp(),
+}
 TIGHT = {"rtol": 1e-6, "atol": 1e-6}
 
 
@@ -21,18 +28,28 @@ def keys(n, seed=0):
 
 
 def analytic(path, x, start):
-    """The density of x_start, nats."""
-    return log_density(MIXTURE, x, float(path.alpha(start)), float(path.sigma(start)))
+    """The density of x_start at alpha x, times alpha^2, nats."""
+    alpha, sigma = float(path.alpha(start)), float(path.sigma(start))
+    return log_density(MIXTURE, alpha * x, alpha, sigma) + 2 * np.log(alpha)
+
+
+def at_noise(path):
+    """The mixture's own density at the noise end, which the Gaussian prior only nears where signal is left."""
+    return lambda x: log_density(MIXTURE, x, float(path.alpha(path.noise)), float(path.sigma(path.noise)))
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_likelihood_equals_the_analytic_density(name):
-    """To 1e-3 bits, in float64: what is left is the prior's distance from x_T's density, and the tolerance."""
+    """To 1e-3 bits, in float64; with the Gaussian prior, where the path ends without signal."""
     path = PATHS[name]
     with jax.enable_x64(True):
         x = jnp.asarray(draw(MIXTURE, 3, 8))
         start = {"discrete": 0.0, "ve": 0.05}.get(name, float(path.at_log_snr(np.log(100.0))))
-        got, looks = likelihood.log_likelihood(exact(MIXTURE, path), x, None, path=path, divergence="exact", start=start, **TIGHT)
+        options = {"path": path, "divergence": "exact", "start": start, **TIGHT}
+        got, looks = likelihood.log_likelihood(exact(MIXTURE, path), x, None, prior=at_noise(path), **options)
+        if name in ("flow", "gvp"):
+            plain, _ = likelihood.log_likelihood(exact(MIXTURE, path), x, None, **options)
+            np.testing.assert_allclose(plain, got, atol=1e-4)
         np.testing.assert_allclose(got / np.log(2), analytic(path, x, start) / np.log(2), atol=1e-3)
     assert (looks > 10).all() and (looks < 1000).all()
 
@@ -41,7 +58,7 @@ def test_by_default_it_starts_next_to_data():
     with jax.enable_x64(True):
         x = jnp.asarray(draw(MIXTURE, 3, 8))
         got, _ = likelihood.log_likelihood(exact(MIXTURE, PATHS["flow"]), x, None, path=PATHS["flow"], divergence="exact", **TIGHT)
-        np.testing.assert_allclose(got / np.log(2), log_density(MIXTURE, x) / np.log(2), atol=2e-3)
+        np.testing.assert_allclose(got / np.log(2), log_density(MIXTURE, x) / np.log(2), atol=1e-3)
 
 
 def test_a_wrong_sign_is_seen():
@@ -65,7 +82,7 @@ def test_hutchinson_is_unbiased_and_one_fixed_probe_an_example(probe):
     run = lambda x, k: likelihood.log_likelihood(exact(MIXTURE, path), x, k, path=path, probe=probe, rtol=1e-4, atol=1e-4)[0]
     got = np.asarray(jax.jit(run)(x, keys(n)))
     want = float(log_density(MIXTURE, x[:1])[0])
-    assert got.std() > 0.01
+    assert got.std() > 0.001
     assert abs(got.mean() - want) < 4 * got.std() / np.sqrt(n) + 0.01
     np.testing.assert_allclose(jax.jit(run)(x[:4], keys(n)[:4]), got[:4], atol=1e-3)  # its own probe and steps, whatever the batch
 
@@ -79,7 +96,9 @@ def test_divergences_of_a_linear_map():
     np.testing.assert_allclose(divergence, jnp.trace(a) * u, rtol=1e-5, atol=1e-6)
     probe = jax.random.rademacher(jax.random.key(0), (3, 2, 3), jnp.float32)
     e = np.asarray(probe).reshape(3, 6)
-    np.testing.assert_allclose(likelihood.hutchinson_divergence(slope, probe)(y, u)[1], np.einsum("bi,ij,bj->b", e, a, e) * u, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        likelihood.hutchinson_divergence(slope, probe)(y, u)[1], np.einsum("bi,ij,bj->b", e, a, e) * u, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bits_of_a_uniform_density():
@@ -125,6 +144,20 @@ def test_refused(options, message):
 
 
 def test_the_variational_bound_bounds_it():
-    """VLB of the exact denoiser, in bits a dimension, is above the ODE's figure for the same data, and not by much."""
-    pytest.importorskip("mmjax.diffusion.vlb")
-    assert vlb is not None
+    """Of the exact denoiser and data on 256 levels: above the analytic bits of a bin and the ODE's, on the mean.
+
+    Most of the gap is of the first steps of the linear schedule, which more than double the noise (on CIFAR-10, 3.70 against 3.28).
+    """
+    path, n = PATHS["discrete"], 2048
+    half = MIXTURE._replace(means=MIXTURE.means / 2, stds=MIXTURE.stds / 2)
+    integers = np.clip(np.round((draw(half, 5, n) + 1) * 127.5), 0, 255)
+    x = jnp.asarray(integers / 127.5 - 1, jnp.float32)
+    bound = np.asarray(jax.jit(lambda x, k: vlb.bits_per_dimension(exact(half, path), x, k, path).total)(x, keys(n)))
+    levels = lambda log_p: np.asarray(likelihood.bits_per_dimension(log_p, 2, levels=255))  # x stands on -1 + 2 k / 255
+    truth = levels(log_density(half, x))
+    run = lambda x: likelihood.log_likelihood(exact(half, path), x, None, path=path, divergence="exact", rtol=1e-4, atol=1e-4)[0]
+    flow = levels(jax.jit(run)(x))
+    error = (bound - truth).std() / np.sqrt(n)
+    assert 3 * error < (bound - truth).mean() < 0.9
+    assert 3 * error < (bound - flow).mean() < 0.9
+    assert abs((flow - truth).mean()) < 0.01

@@ -68,7 +68,11 @@ def walked(name, change=None, **more):
     learned = options.get("variance", "").startswith("learned")
     scale = 1000.0 if path.steps else 1.0
     denoise = denoiser(
-        lambda x, c: network(x, c / scale, learned), path, kind, variance="learned_range" if learned else None, times=grid if learned else None
+        lambda x, c: network(x, c / scale, learned),
+        path,
+        kind,
+        variance="learned_range" if learned else None,
+        times=grid if learned else None,
     )
     if clip is not None:
         denoise = guidance.clip(denoise, path, **clip)
@@ -110,12 +114,12 @@ def test_euler_discrete_is_euler_in_sigma():
     """diffusers walks x / alpha over sigma / alpha and gives the network x: that is DDIM, and `edm` without its correction."""
     sigmas, want = golden("euler_discrete")
     grid = np.append(np.linspace(0, 999, 10)[::-1], -1)
-    # The scheduler's start is noise of sqrt(1 + sigma^2); sigmas are interpolated between whole times, ours log alpha_bar is
+    # Between whole times the scheduler interpolates sigma, and a path log alpha_bar: compared at whole ones.
     path = STABLE
     at = walk.levels(path, np.round(grid[:-1]))
     np.testing.assert_allclose((at.sigma / at.alpha), sigmas[:-1], rtol=2e-5)
     denoise = denoiser(lambda x, c: network(x, c / 1000), path, "eps")
-    x = start("euler_discrete") * np.hypot(1, sigmas[0]) * at.alpha[0]
+    x = start("euler_discrete") * sigmas[0] * at.alpha[0]
     keys = jax.random.split(jax.random.key(0), 2)
     for solver, options in (("ddim", {}), ("edm", {"second_order": False})):
         states = sample(denoise, x, np.round(grid), keys, path=path, solver=solver, trajectory=True, **options)

@@ -3,7 +3,7 @@
     pip install -e '.[parity]' && pip install --no-deps diffusers==0.42.1
     python tests/golden/diffusion_schedulers.py
 
-Every case of CASES as `CASE/times`, the scheduler's own timesteps (or sigmas), and `CASE/states` [N + 1, B, C, H, W], float32 of a float64 run.
+Every case of CASES as `CASE/times`, the scheduler's own timesteps (or sigmas), and `CASE/states` [N + 1, B, C, H, W], of a float64 run.
 The network is `network` below, a function of one number at a time; the start is normal("CASE/start"), the noise of step i
 normal("CASE/noise/i"), of tests/golden/weights.py. Products of alphas, which the schedulers keep in float32, are made again in float64:
 1 - alpha_bar has lost four digits at the first times.
@@ -21,8 +21,18 @@ STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 CASES = {
     "ddpm_small": ("DDPMScheduler", {**LINEAR, "variance_type": "fixed_small", "clip_sample": False}, 10, {}),
     "ddpm_large": ("DDPMScheduler", {**LINEAR, "variance_type": "fixed_large", "clip_sample": True}, 10, {}),
-    "ddpm_learned": ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range", "clip_sample": True}, 10, {}),
-    "ddpm_trailing": ("DDPMScheduler", {**LINEAR, "timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"}, 7, {}),
+    "ddpm_learned": (
+        "DDPMScheduler",
+        {"beta_schedule": "squaredcos_cap_v2", "variance_type": "learned_range", "clip_sample": True},
+        10,
+        {},
+    ),
+    "ddpm_trailing": (
+        "DDPMScheduler",
+        {**LINEAR, "timestep_spacing": "trailing", "clip_sample": False, "prediction_type": "v_prediction"},
+        7,
+        {},
+    ),
     "ddim": ("DDIMScheduler", {**LINEAR, "clip_sample": False}, 10, {}),
     "ddim_eta": ("DDIMScheduler", {**LINEAR, "clip_sample": False}, 10, {"eta": 0.5}),
     "ddim_clip": ("DDIMScheduler", {**LINEAR, "clip_sample": True}, 10, {}),
@@ -66,7 +76,7 @@ def walk(name: str) -> tuple[np.ndarray, np.ndarray]:
     drawn = lambda i: torch.from_numpy(normal(f"{name}/noise/{i}", SHAPE)).double()
     sigmas = kind.startswith(("Euler", "EDM", "Flow"))
     times = scheduler.sigmas if sigmas else scheduler.timesteps
-    states, count = [x], 0
+    states = [x]
     module = __import__(scheduler.__module__, fromlist=["randn_tensor"])
     for i, t in enumerate(scheduler.timesteps):
         module.randn_tensor = lambda *args, i=i, **kwargs: drawn(i)
@@ -76,9 +86,9 @@ def walk(name: str) -> tuple[np.ndarray, np.ndarray]:
         extra = dict(options)
         if kind == "UnCLIPScheduler":
             extra["prev_timestep"] = int(scheduler.timesteps[i + 1]) if i + 1 < steps else None
-        x = scheduler.step(network(seen, u, arguments.get("variance_type") == "learned_range"), t, x, return_dict=False, **extra)[0].double()
-        count += 1
-        if kind != "FlowMatchHeunDiscreteScheduler" or count % 2 == 0 or count == len(scheduler.timesteps):
+        said = network(seen, u, arguments.get("variance_type") == "learned_range")
+        x = scheduler.step(said, t, x, return_dict=False, **extra)[0].double()
+        if kind != "FlowMatchHeunDiscreteScheduler" or i % 2 == 1 or i + 1 == len(scheduler.timesteps):
             states.append(x)
     return times.double().numpy(), torch.stack(states).numpy()
 
