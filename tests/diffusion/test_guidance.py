@@ -226,7 +226,7 @@ def test_a_classifier_adds_nothing_where_there_is_no_signal():
         ({"interval": (2.0, 1.0), "path": VP}, "low < high"),
         ({"rescale": 1.5, "path": VP}, "from 0 to 1"),
     ],
-    ids=str,
+    ids=["no path", "interval", "rescale"],
 )
 def test_refused(options, message):
     with pytest.raises(UserError, match=message):
