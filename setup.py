@@ -21,6 +21,7 @@ setup(
         "array-record>=0.8,<1",
         "chex>=0.1.90,<0.2",
         "diffrax>=0.7,<0.8",  # adaptive ODE solvers
+        "equinox>=0.13,<0.14",  # diffrax stands on it
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
         "fsspec>=2024.6",
