@@ -16,6 +16,8 @@ from mmjax.diffusion.solvers_discrete import invert
 from mmjax.diffusion.spacing import times
 from tests.diffusion.gaussian_mixture import MIXTURE, Mixture, draw, exact, sliced_wasserstein
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 DDPM, FLOW, EDM = paths.discrete(), paths.flow(), paths.edm()
 
 

@@ -17,6 +17,8 @@ from mmjax.diffusion.samplers import sample
 from mmjax.diffusion.spacing import times
 from tests.diffusion.gaussian_mixture import MIXTURE, Mixture, exact, parts, sliced_wasserstein
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 FLOW, VP, DDPM = paths.flow(), paths.vp(), paths.discrete()
 N = 4096
 # One Gaussian each in one dimension: under guidance the ODE stays linear, so samples are Gaussian with a mean and width that follow from

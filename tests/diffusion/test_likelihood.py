@@ -12,6 +12,8 @@ from mmjax.diffusion import path as paths
 from mmjax.diffusion.prediction import Denoised
 from tests.diffusion.gaussian_mixture import MIXTURE, draw, exact, log_density
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 PATHS = {
     "discrete": paths.discrete(),
     "vp": paths.vp(),

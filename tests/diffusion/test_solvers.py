@@ -17,6 +17,8 @@ from mmjax.diffusion.spacing import times
 from tests.diffusion import solver_grid as grid
 from tests.diffusion.gaussian_mixture import MIXTURE, exact
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 BOUND = 3.0  # times the sliced Wasserstein distance between two true samples
 FLOW, VP, EDM, DDPM = paths.flow(), paths.vp(), paths.edm(), paths.discrete()
 SLICE = [

@@ -16,6 +16,8 @@ from mmjax.models.edm2 import EDM2, mp_concat, mp_silu, mp_sum, normalised, unit
 from tests.golden.weights import normal
 from tests.models.unet_golden import CLASSES, GOLDEN, LABELS, NOISE, SIDE, TOLERANCE, abstract, converted, count, deviation, image
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 COUNTS = {
     "edm2-xxs": 31_309_029,
     "edm2-xs": 124_713_253,

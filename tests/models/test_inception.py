@@ -15,6 +15,8 @@ from tests.convert.by_rules import assert_comes_back
 from tests.golden.weights import normal, tensors
 from tests.models.torch_layouts import Golden, deviation
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 CLOSE = 1e-5
 GOLDEN = Golden("inception")
 PICTURES = 1 / (1 + np.exp(-normal("pictures", (2, 40, 56, 3)).astype(np.float64)))

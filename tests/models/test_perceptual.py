@@ -19,6 +19,8 @@ from tests.convert.by_rules import assert_comes_back, shapes_of
 from tests.golden.weights import normal, tensors
 from tests.models.torch_layouts import Golden, converted, deviation, linear, norms
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 CLOSE = 1e-5
 GOLDEN = Golden("perceptual")
 PIXELS = (2, 32, 48, 3)

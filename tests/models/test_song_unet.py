@@ -17,6 +17,8 @@ from mmjax.models.unet import UNet
 from tests.golden.weights import normal
 from tests.models.unet_golden import CLASSES, GOLDEN, LABELS, NOISE, SIDE, TOLERANCE, abstract, converted, count, deviation, image
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 COUNTS = {
     "ddpmpp-cifar10": 55_733_891,
     "ddpmpp-cifar10-cond": 55_735_299,

@@ -31,6 +31,8 @@ from tests.models.unet_golden import (
     image,
 )
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 # The facts' table, counted from the authors' code.
 COUNTS = {
     "ddpm-cifar10": 35_746_307,

@@ -14,6 +14,8 @@ from mmjax.diffusion import density
 from mmjax.diffusion import path as paths
 from mmjax.diffusion.walk import draw
 
+pytestmark = pytest.mark.slow  # minutes of compilation in all
+
 BATCH, SIZE, LENGTH = 4, 8, 5
 DIT = {"type": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2}
 FLOW = {"path": {"name": "flow"}, "prediction": "velocity", "time_scale": 1000.0}
