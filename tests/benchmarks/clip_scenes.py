@@ -1,9 +1,9 @@
 """CLIP, SigLIP and LiT on scenes, several seeds each, and the table that compares them.
 
-    python tests/benchmarks/clip_scenes.py --root runs/ablation [--kinds vit siglip lit] [--seeds 0 1 2] [--out FILE.json] [key=value ...]
+    python tests/benchmarks/clip_scenes.py --root runs/ablation [--kinds resnet siglip lit] [--seeds 0 1 2] [--out FILE.json] [key=value]
 
-Trains configs/clip/scenes.py once a kind and seed (what is done already is not done again; LiT locks the image tower of kind vit of the
-same seed), takes the evaluations of the last step, on averaged weights, and writes them to results/clip_scenes.json and the table as
+Trains configs/clip/scenes.py once a kind and seed (what is done already is not done again; LiT locks the image tower of kind resnet of
+the same seed), takes the evaluations of the last step, on averaged weights, and writes them to results/clip_scenes.json and the table as
 Markdown beside it. Further key=value words go to every run.
 """
 
@@ -40,7 +40,7 @@ def train(kind: str, seed: int, root: Path, words: list[str]) -> Path:
     command = [sys.executable, "-m", "mmjax.cli.main", "train", "--config", f"{ROOT / 'configs/clip/scenes.py'}:{kind}"]
     command += ["--workdir", str(workdir), f"seed={seed}", *words]
     if kind == "lit":
-        command.append(f"init_from.path={train('vit', seed, root, words)}")
+        command.append(f"init_from.path={train('resnet', seed, root, words)}")
     print("== " + " ".join(command[2:]), file=sys.stderr, flush=True)
     subprocess.run(command, check=True)
     return workdir
@@ -65,14 +65,14 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the workdirs")
-    parser.add_argument("--kinds", nargs="+", default=["vit", "siglip", "lit"])
+    parser.add_argument("--kinds", nargs="+", default=["resnet", "siglip", "lit"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "clip_scenes.json")
     parser.add_argument("words", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
     rows = []
-    for kind in args.kinds:
-        for seed in args.seeds:
+    for seed in args.seeds:  # every kind of one seed first: a run that is stopped leaves a comparison
+        for kind in args.kinds:
             found = last(train(kind, seed, args.root, args.words))
             scores = {name: found[name] for name in sorted(found) if "/" in name and not name.startswith(("train/", "optim/"))}
             rows.append({"kind": kind, "seed": seed, "step": found["step"], "metrics": scores})
