@@ -122,7 +122,7 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
     tokenizer = open_tokenizer(source, config.data.tokenizer)
     transform = transforms.build((*specs, ("keep", {"keys": (key,)})), tokenizer, "transforms of mmjax cache")
     batch_size = encode.pad_to_mesh(config.batch_size, program.mesh)
-    step, params = load_params(program, Path(args.workdir), args.step)
+    step, weights, params = load_params(program, Path(args.workdir), args.step)
     info, keep = source.info, tuple(dict.fromkeys(word for word in args.keep.split(",") if word))
     plan = {
         "predict": args.predict,
@@ -134,7 +134,7 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
             "fingerprint": model_fingerprint(config, args.workdir, step, program.ema_name()),
             "workdir": str(args.workdir),
             "step": step,
-            "weights": f"ema/{program.ema_name()}" if program.ema_name() else "params",
+            "weights": weights,
             "task": config.task,
         },
         "source": {

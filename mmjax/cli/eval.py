@@ -13,7 +13,7 @@ import numpy as np
 from mmjax import evals
 from mmjax.cli import hosts, picture_sheets
 from mmjax.cli.program import Program, assemble
-from mmjax.core import checkpoint_read, tree
+from mmjax.core import checkpoint_read, ema, tree
 from mmjax.core import config as config_lib
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
@@ -37,12 +37,11 @@ def main(args: argparse.Namespace) -> int:
         if args.split:
             group.split = args.split
         evaluators[name] = evals.make(name, program.task.predict, group, program.mesh, config.data)
-    step, params = load_params(program, Path(args.workdir), args.step)
     workdir = Path(args.workdir)
+    step, weights, params = load_params(program, workdir, args.step, args.ema_std)
     found = {name: run(name, evaluate, params, workdir if args.report else None) for name, evaluate in evaluators.items()}
     scalars = {f"{name}/{k}": v for name, scores in found.items() for k, v in scores.items()}
     split = args.split or ",".join(sorted({group.split for group in config.evals.values()}))
-    weights = f"ema/{program.ema_name()}" if program.ema_name() else "params"
     told = {f"{name}/of": evaluate.told() for name, evaluate in evaluators.items() if hasattr(evaluate, "told")}
     if hosts.first():
         print(json.dumps({"step": step, "split": split, "weights": weights, **scalars, **told}, indent=1))
@@ -67,20 +66,26 @@ def run(name: str, evaluate: Callable[[Params], Mapping[str, float]], params: Pa
     return found.scalars()
 
 
-def load_params(program: Program, workdir: Path, step: int | None) -> tuple[int, Params]:
-    """(step, evaluation parameters in their places) of a checkpoint, the newest by default: averaged ones where the config has an average.
+def load_params(program: Program, workdir: Path, step: int | None, ema_std: float | None = None) -> tuple[int, str, Params]:
+    """(step, what the weights are, evaluation parameters in their places) of a checkpoint, the newest by default: averaged ones where the
+    config has an average; of the width `ema_std`, made of the run's snapshots, if it is given.
 
     Raises:
-      UserError: no checkpoint, a damaged one, or one of another model.
+      UserError: no checkpoint, a damaged one, or one of another model; no snapshots.
     """
     places = {p: x.sharding for p, x in tree.flatten(program.abstract.params).items()}
-    average = program.ema_name()
+    shardings = lambda path, x: places.get(path)
+    average = None if ema_std is not None else program.ema_name()
     trees = ("params", f"ema/{average}") if average else ("params",)
-    found, params = checkpoint_read.read_params(workdir / "checkpoints", trees, step, shardings=lambda path, x: places.get(path))
+    weights = trees[-1]
+    found, params = checkpoint_read.read_params(workdir / "checkpoints", trees, step, shardings=shardings)
+    if ema_std is not None:
+        at, count, averaged = ema.synthesise(workdir, program.config.ema, ema_std, found, shardings)
+        params, weights = tree.merge(params, averaged), f"average of std {ema_std} at step {at}, made of {count} snapshots"
     checkpoint_read.check_same(
         tree_shapes(params), tree_shapes(program.abstract.params), f"checkpoint {found} of '{workdir}' (against its config.json)"
     )
-    return found, params
+    return found, weights, params
 
 
 def tree_shapes(params: Params) -> dict[str, dict[str, Any]]:

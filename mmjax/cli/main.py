@@ -83,6 +83,7 @@ examples:
   mmjax convert export weights/b32 --to hf --out hf/b32              ... and out, for transformers' CLIPModel.from_pretrained("hf/b32")
   mmjax convert export weights/b32 --to openclip --out oc/b32        ... or open_clip.create_model("local-dir:oc/b32")
   mmjax convert check hf/b32                                         does every tensor survive import and export, byte for byte?
+  mmjax convert import sd/ --component unet --out weights/unet       a component of diffusers' pipeline
 """
 
 PACK = """\
@@ -190,7 +191,7 @@ def _cache(verbs: Any) -> None:
 
 
 def _convert(verbs: Any) -> None:
-    about = "Read weights that others published, and write weights that their libraries read: CLIP, SigLIP, BERT, T5."
+    about = "Read and write the weights that others publish and their libraries read: CLIP, SigLIP, BERT, T5, diffusion's networks."
     convert = _raw(verbs, "convert", CONVERT, help="published weights in and out", description=about)
     actions = convert.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -198,12 +199,16 @@ def _convert(verbs: Any) -> None:
         sub = _raw(actions, name, CONVERT, help=help, description=description)
         sub.add_argument("source", metavar="SOURCE", help="folder or file of weights")
         sub.add_argument("--act", metavar="NAME", help="activation of the towers, where the files do not say: gelu, quick_gelu, gelu_tanh")
+        sub.add_argument("--component", metavar="NAME", help="of a diffusion pipeline: unet, transformer, vae, text_encoder")
+        sub.add_argument(
+            "--variant", metavar="NAME", help="a published name (SiT-XL/2), or fields in JSON, where a state dict says too little"
+        )
         sub.set_defaults(overrides=[])
         return sub
 
     taken = action("import", "into mmjax's own folder", "Write params.safetensors, whose names are mmjax's, and config.json.")
     given = action("export", "out to another library", "Write the weights and configs that Hugging Face's or OpenCLIP's loader takes.")
-    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers) or openclip")
+    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers, diffusers) or openclip")
     for sub in (taken, given):
         sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
         sub.add_argument("--dtype", metavar="TYPE", help="float32 (default), bfloat16 or float16")
@@ -232,6 +237,15 @@ def _bench(verbs: Any) -> None:
     bench.set_defaults(overrides=[])
 
 
+def _ema_std(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--ema_std",
+        type=float,
+        metavar="S",
+        help="with the average of this relative width, e.g. 0.07, made of the snapshots of a run whose ema has {'power': ...}",
+    )
+
+
 SAMPLE = """\
 --solver, --steps, --spacing and --guidance stand for keys of config.model.sampler, whose other keys are set as words:
 model.sampler.clip=static. A picture follows from the seed and its number alone: not from --num, --batch_size or the devices.
@@ -255,6 +269,7 @@ def _sample(verbs: Any) -> None:
     sample = _raw(verbs, "sample", SAMPLE, help="draw pictures with a run", description=about)
     sample.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
     sample.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    _ema_std(sample)
     sample.add_argument("--num", type=int, default=64, metavar="N", help="pictures; default 64")
     sample.add_argument(
         "--prompt", action="append", dest="prompts", metavar="TEXT", help="may be given several times; gone through in turn"
@@ -343,6 +358,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
     evaluate.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    _ema_std(evaluate)
     evaluate.add_argument("--split", help="evaluate on this split instead of the config's, e.g. test")
     evaluate.add_argument(
         "--report", action="store_true", help="write DIR/report.html: curves, accuracy, confusion matrix, pictures with captions"

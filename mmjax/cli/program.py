@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mmjax import tasks
 from mmjax.core import lora, optim, sharding, state, step, tree
+from mmjax.core.ema import decays
 from mmjax.core.errors import UserError
 from mmjax.core.state import Roles, TrainState
 from mmjax.core.types import Task
@@ -84,8 +85,9 @@ def assemble(config: ConfigDict, mesh: sharding.AnyMesh | None = None) -> Progra
     if not roles.trained:
         raise UserError("optim.freeze leaves no parameter to train")
     pick = lambda t: tree.select(t, roles.trained.__contains__)
-    tx, schedule = optim.make(config.optim, pick(params), task.axes, config.steps)
-    ema = dict(config.ema)
+    given = config.optim, pick(params), task.axes, config.steps
+    tx, _ = optim.make(*given)
+    ema = decays(config.ema, config.batch_size)
     shapes = jax.eval_shape(lambda: state.init(task, tx, ema, config.seed))
     places = state.shardings(shapes, task, mesh, table, config.sharding.rules)
     batch_place = sharding.batch_sharding(mesh)
@@ -98,5 +100,5 @@ def assemble(config: ConfigDict, mesh: sharding.AnyMesh | None = None) -> Progra
         roles=roles,
         abstract=state.abstract(shapes, places),
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_place), task.batch_spec),
-        train_step=step.make_train_step(task, tx, accumulate=config.accumulate, ema=ema, schedules={"learning_rate": schedule}),
+        train_step=step.make_train_step(task, tx, accumulate=config.accumulate, ema=ema, schedules=optim.learning_rates(*given)),
     )

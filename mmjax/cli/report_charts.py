@@ -19,7 +19,7 @@ CHARTS: tuple[tuple[str, str, bool], ...] = (
     ("Accuracy", r"(.*/)?(batch_)?accuracy", False),
     ("Retrieval, R@1", r".*_r1", False),
     ("Gradient norm", r"grad_norm", True),
-    ("Learning rate", r"learning_rate", False),
+    ("Learning rate", r"learning_rate(_.*)?", False),
     ("Logit scale", r"logit_scale", False),
     ("Examples a second", r"examples_per_second", False),
 )

@@ -47,12 +47,12 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--out '{out}' is there already; choose a new folder")
     program = assemble(config)
     name, asked = conditions(program, args)
-    step, params = load_params(program, Path(args.workdir), args.step)
+    step, weights, params = load_params(program, Path(args.workdir), args.step, args.ema_std)
     drawn, way = draw(program, params, name, asked, args)
     record = {
         "workdir": str(args.workdir),
         "step": step,
-        "weights": f"ema/{program.ema_name()}" if program.ema_name() else "params",
+        "weights": weights,
         "seed": args.seed,
         "sampler": config_lib.to_dict(config.model.sampler),
         "pictures": [{"file": f"{i:05d}.png", **_told(name, asked, i, args)} for i in range(len(drawn))],

@@ -26,6 +26,7 @@ from mmjax.core import config as config_lib
 from mmjax.core import state as state_lib
 from mmjax.core.checkpoint import Checkpoints
 from mmjax.core.device_peaks import utilisation
+from mmjax.core.ema import SNAPSHOTS, widths
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.init_from import match_params
 from mmjax.core.metrics import MetricsWriter, memory_in_use
@@ -111,6 +112,8 @@ def start_state(program: Program, checkpoints: Checkpoints, say: Callable[[str],
         say(f"continuing from step {restored.step}")
         return dataclasses.replace(restored.tree, params=tree.merge(restored.tree.params, restored.frozen or {}))
     fresh = program.init()
+    if program.task.weights is not None:
+        fresh = dataclasses.replace(fresh, params=tree.merge(fresh.params, given_weights(program.task.weights(), fresh.params)))
     if program.config.init_from.path:
         params = initialise_from(program, fresh.params, say)
         trained, _ = program.roles.split(params)
@@ -130,12 +133,18 @@ def initialise_from(program: Program, params: Params, say: Callable[[str], None]
     target = tree.flatten(params)
     pairs = match_params(source, target, c.rename, c.skip)
 
-    def place(path: str) -> jax.Array:
-        host, like = source[pairs[path]], target[path]
-        return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index].astype(like.dtype))
-
     say(f"{len(pairs)} of {len(target)} parameters start from {origin} of '{c.path}'")
-    return tree.unflatten({path: place(path) if path in pairs else value for path, value in target.items()})
+    return tree.unflatten({path: _place(source[pairs[path]], x) if path in pairs else x for path, x in target.items()})
+
+
+def given_weights(given: Params, params: Params) -> Params:
+    """What a task reads from files, in the places of the parameters it stands for."""
+    like = tree.flatten(params)
+    return tree.unflatten({path: _place(np.asarray(x), like[path]) for path, x in tree.flatten(given).items()})
+
+
+def _place(host: Any, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: host[index].astype(like.dtype))
 
 
 def _init_source(c: ConfigDict) -> tuple[dict[str, Any], str]:
@@ -210,6 +219,26 @@ def recorders(program: Program, writer: MetricsWriter, checkpoints: Checkpoints,
     return log, save
 
 
+def snapshots(program: Program, workdir: Path, stack: contextlib.ExitStack, say: Callable[[str], None]) -> tuple[int, Callable] | None:
+    """The loop's hook that stores every average of type power, so that others can be made of them; None where there is none.
+
+    One that is there already stays: it was written by this very run before it was killed.
+    """
+    c, names = program.config, widths(program.config.ema)
+    if not names:
+        return None
+    every = c.checkpoint.every if c.checkpoint.snapshot_every is None else c.checkpoint.snapshot_every
+    if every < 1:
+        raise UserError(f"checkpoint.snapshot_every is {every}; expected a number of steps, at least 1")
+    store = stack.enter_context(Checkpoints(workdir / SNAPSHOTS, keep_every=1, label=SNAPSHOTS, log=say))
+
+    def snapshot(step: int, state: TrainState) -> None:
+        if step not in store.steps():
+            store.save(step, {"ema": {name: state.ema[name] for name in names}})
+
+    return every, snapshot
+
+
 def run(program: Program, workdir: Path, *, command: str, profile: tuple[int, int] | None = None) -> TrainState:
     """Trains to the config's last step, from the newest checkpoint if there is one, and returns the final state."""
     c, first = program.config, hosts.first()
@@ -248,6 +277,7 @@ def run(program: Program, workdir: Path, *, command: str, profile: tuple[int, in
             say=say,
             progress=progress.update,
             continue_with=command,
+            snapshot=snapshots(program, workdir, stack, say),
         )
         return loop.run(
             state,

@@ -108,6 +108,7 @@ class Checkpoints:
       keep_every: also those whose step is a multiple of it.
       best: also the best by `meta["metrics"][best]`; the earliest of equals. Checkpoints without the metric do not compete.
       best_mode: "max" or "min".
+      label: tells the object from others of the same run where hosts wait for each other.
       log: takes one line for the user.
     """
 
@@ -119,6 +120,7 @@ class Checkpoints:
         keep_every: int | None = None,
         best: str | None = None,
         best_mode: str = "max",
+        label: str = "",
         log: Log = to_stderr,
     ):
         if keep_last < 1 or (keep_every is not None and keep_every < 1):
@@ -137,7 +139,7 @@ class Checkpoints:
         self._writers = {
             name: ocp.AsyncCheckpointer(
                 ocp.PyTreeCheckpointHandler(use_ocdbt=True),
-                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=name),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"{label}{name}"),
                 **options,
             )
             for name in (STATE, FROZEN)

@@ -115,6 +115,9 @@ def base() -> ConfigDict:
     c.optim.clip_norm = placeholder(float)  # global gradient norm
     c.optim.agc = placeholder(float)  # adaptive gradient clipping (NFNet): most a unit's gradient norm may be of its weight norm
     c.optim.agc_rules = ((".*", True),)  # which parameters agc clips; read only with agc set
+    # (("name", regex of parameters, {keys of optim that differ}), ...): each has its own optimizer, clipping and learning rate, the first
+    # match decides, and what none takes follows the keys above. The rules of other keys go over all parameters together.
+    c.optim.groups = ()
     c.optim.muon_rules = ()  # matrices Muon takes, Adam takes the rest; empty: those of the stacks of layers
 
     c.lora = ConfigDict()
@@ -123,7 +126,9 @@ def base() -> ConfigDict:
     c.lora.rank = 8
     c.lora.alpha = 16.0  # the adapter is scaled by alpha / rank
 
-    c.ema = ConfigDict()  # name -> decay, e.g. {"ema": 0.999}; evaluations use the first. Empty: none
+    # name -> decay, e.g. {"ema": 0.999}, or {"half_life": examples, "ramp": share} or {"power": std}, see core/ema.py; evaluations use
+    # the first. Empty: none
+    c.ema = ConfigDict()
     c.ema.unlock()
     c.nonfinite_limit = 10  # so many steps in a row with a non-finite loss or gradient stop the run
 
@@ -147,6 +152,8 @@ def base() -> ConfigDict:
     c.checkpoint.every = 500  # steps; the last step is always saved
     c.checkpoint.keep_last = 2
     c.checkpoint.keep_every = placeholder(int)  # also keep every checkpoint whose step is a multiple of this
+    # Steps between snapshots of the averages of type power, all of which are kept, for mmjax eval|sample --ema_std; default: `every`.
+    c.checkpoint.snapshot_every = placeholder(int)
     c.checkpoint.best = placeholder(str)  # also keep the best by this evaluation metric, e.g. "zero_shot/accuracy"
     c.checkpoint.best_mode = "max"  # max | min
 

@@ -43,6 +43,7 @@ class Hooks:
       say: a notice to the person watching.
       progress: (step, loss or None) after every step.
       continue_with: the command that goes on from here.
+      snapshot: (every, (step, state) -> None), what is stored beside checkpoints; the last step always.
     """
 
     log: Callable[[int, Mapping[str, Any]], None]
@@ -53,6 +54,7 @@ class Hooks:
     say: Callable[[str], None]
     progress: Callable[[int, float | None], None]
     continue_with: str
+    snapshot: tuple[int, Callable[[int, TrainState], None]] | None = None
 
 
 class _Signals:
@@ -188,6 +190,8 @@ def run(
                 for name, evaluate in due.items():
                     hooks.log(step, {f"{name}/{k}": v for k, v in evaluate(params).items()})
                 since, waited, mark_step = time.perf_counter(), 0.0, step
+            if hooks.snapshot and (step % hooks.snapshot[0] == 0 or step == steps):
+                hooks.snapshot[1](step, state)
             stop = signals.agreed(step, log_every)
             if stop is not None:
                 save(wait=True)

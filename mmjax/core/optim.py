@@ -2,7 +2,8 @@
 
 One update is: global-norm clipping, adaptive clipping (AGC), the optimizer's own scaling, decoupled weight decay
 (`weight_decay` x the factor of `wd_rules` x parameter), and minus `schedule(step)` x the multiplier of `lr_rules` and
-`layer_decay`. The schedule sees the trainer's step, so steps that were skipped do not bend it.
+`layer_decay`. The schedule sees the trainer's step, so steps that were skipped do not bend it. With `groups` there are several
+such updates side by side, each over its own parameters, with its own clipping: the players of a game.
 
 Layers may be stacked: a leaf whose logical axes begin with "layers" holds one parameter of every layer. Whatever looks at
 a leaf's shape or norm is mapped over those axes, so a scanned and an unrolled model take the same step.
@@ -26,6 +27,9 @@ from mmjax.core.layerwise import Place, layer_decay, per_layer, places
 from mmjax.core.types import Params, PyTree
 
 Transform = optax.GradientTransformationExtraArgs
+
+REST = "rest"  # what no group of `groups` takes
+SHARED = {"groups", "freeze"}  # keys that a group cannot have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +63,23 @@ def make(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> 
     Returns:
       tx: used as `tx.update(grads, opt_state, params, step=step)`, whose updates are to be added. Its state is a dict of
         optax's states over dicts of float32 arrays, parameter paths unchanged inside them. Clipping has none, so switching
-        it on does not change a checkpoint's tree.
-      schedule: `step -> float32[]`, the learning rate before multipliers.
+        it on does not change a checkpoint's tree. With `groups` it is a dict of such dicts.
+      schedule: `step -> float32[]`, the learning rate before multipliers, of what is in no group.
 
     Raises:
       UserError: an unknown name or argument, a value out of range, a rule list that leaves a parameter out or a rule that
         decides nothing.
     """
     schedule = schedules.make(config, total_steps)
+    parts = {name: (own, tree.select(params, paths.__contains__)) for name, (own, paths) in split(config, params, axes).items()}
+    if list(parts) == [REST]:
+        return _make_one(config, params, axes, schedule), schedule
+    made = {name: _make_one(own, taken, axes, schedules.make(own, total_steps)) for name, (own, taken) in parts.items()}
+    return _partition(made, {path: name for name, (_, taken) in parts.items() for path in tree.flatten(taken)}), schedule
+
+
+def _make_one(config: ConfigDict, params: Params, axes: PyTree, schedule: schedules.Schedule) -> Transform:
+    """The update of parameters that share one group of settings."""
     plan = make_plan(config, params, axes)
     parts: dict[str, optax.GradientTransformation] = {}
     if config.clip_norm is not None:
@@ -79,7 +92,55 @@ def make(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> 
     if config.weight_decay:
         parts["weight_decay"] = optax.stateless(_decay_with(plan.weight_decay))
     parts["lr"] = _scale_by_lr(schedule, plan.lr)
-    return _chain(parts), schedule
+    return _chain(parts)
+
+
+def split(config: ConfigDict, params: Params, axes: PyTree) -> dict[str, tuple[ConfigDict, frozenset[str]]]:
+    """Name -> (settings, the parameters they are for), as `config.groups` says; REST is what no group takes, if anything.
+
+    Raises:
+      UserError: a group that is no (name, regex, {key: value}), takes no parameter, has a key that a group cannot have or a value of
+        another type.
+    """
+    paths = tuple(tree.flatten(params))
+    if not config.get("groups"):
+        return {REST: (config, frozenset(paths))}
+    settings, rules = {}, []
+    for given in config.groups:
+        if not (isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], str) and isinstance(given[2], Mapping)):
+            raise UserError(f"optim.groups has {given!r}, expected ('name', 'regex of parameters', {{'key of optim': value}})")
+        name, pattern, changes = given
+        if name == REST:
+            raise UserError(f"optim.groups: {REST!r} names what no group takes; choose another name")
+        if name in settings:
+            raise UserError(f"optim.groups has two groups named {name!r}")
+        settings[name] = _changed(config, changes, f"optim.groups: group {name!r}")
+        rules.append((pattern, name))
+    in_one = [p for p in tree.flatten(axes) if tree.matches(p, [pattern for pattern, _ in rules])]
+    found = tree.first_match(in_one, rules, "optim.groups")
+    settings[REST] = config
+    taken = {name: frozenset(p for p in paths if found.get(p, REST) == name) for name in settings}
+    return {name: (settings[name], taken[name]) for name in settings if taken[name]}
+
+
+def _changed(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+    """The settings with some keys changed."""
+    out, known = config.copy_and_resolve_references(), set(config) - SHARED
+    with out.unlocked():
+        for key, value in changes.items():
+            if key not in known:
+                raise UserError(f"{where} has an unknown key {key!r}{suggest(key, known)}")
+            try:
+                out[key] = ConfigDict(value) if isinstance(out[key], ConfigDict) else value
+            except TypeError as e:
+                raise UserError(f"{where}: {key} is {value!r}: {e}") from None
+    return out
+
+
+def learning_rates(config: ConfigDict, params: Params, axes: PyTree, total_steps: int) -> dict[str, schedules.Schedule]:
+    """What is reported of a run: `learning_rate`, and `learning_rate_NAME` of every group; arguments as of `make`."""
+    label = lambda name: "learning_rate" if name == REST else f"learning_rate_{name}"
+    return {label(name): schedules.make(own, total_steps) for name, (own, _) in split(config, params, axes).items()}
 
 
 def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
@@ -113,10 +174,15 @@ def make_plan(config: ConfigDict, params: Params, axes: PyTree) -> Plan:
 
 
 def describe(config: ConfigDict, params: Params, axes: PyTree) -> dict[str, dict[str, Any]]:
-    """`{path: {"lr": ..., "weight_decay": ..., "optimizer": ...}}`, JSON-able; one number a layer as a (nested) list."""
-    plan = make_plan(config, params, axes)
+    """`{path: {"lr": ..., "weight_decay": ..., "optimizer": ...}}`, JSON-able; one number a layer as a (nested) list. With `groups`,
+    `group` names the one of each parameter that is in one."""
     plain = lambda x: x.squeeze().tolist() if isinstance(x, np.ndarray) else x
-    return {p: {"lr": plain(plan.lr[p]), "weight_decay": plain(plan.weight_decay[p]), "optimizer": plan.kind[p]} for p in plan.lr}
+    out: dict[str, dict[str, Any]] = {}
+    for name, (own, paths) in split(config, params, axes).items():
+        plan, group = make_plan(own, tree.select(params, paths.__contains__), axes), {} if name == REST else {"group": name}
+        for p in plan.lr:
+            out[p] = {"lr": plain(plan.lr[p]), "weight_decay": plain(plan.weight_decay[p]), "optimizer": plan.kind[p], **group}
+    return dict(sorted(out.items()))
 
 
 def _over_leaf(factor: float | np.ndarray, place: Place) -> float | np.ndarray:
@@ -253,6 +319,7 @@ def _chain(parts: Mapping[str, optax.GradientTransformation]) -> Transform:
         return {name: state for name, state in states.items() if jax.tree.leaves(state)}
 
     def update(updates: Params, state: PyTree, params: Params | None = None, **extra: Any) -> tuple[Params, PyTree]:
+        state = state or {}  # `_partition` hands an empty tuple to what has no state
         new = {}
         for name, tx in parts.items():
             updates, new[name] = tx.update(updates, state.get(name, optax.EmptyState()), params, **extra)
@@ -264,7 +331,7 @@ def _chain(parts: Mapping[str, optax.GradientTransformation]) -> Transform:
 def _partition(groups: Mapping[Any, optax.GradientTransformation], label: Mapping[str, Any]) -> Transform:
     """Each group's transformation on the leaves whose path has its label. Unlike `optax.partition` the state of a group is
     over a subtree, without placeholders for the other leaves."""
-    groups = {name: tx for name, tx in groups.items() if name in label.values()}
+    groups = {name: optax.with_extra_args_support(tx) for name, tx in groups.items() if name in label.values()}
     pick = lambda t, name: tree.select(t, lambda path: label[path] == name)
 
     def init(params: Params) -> PyTree:
@@ -276,7 +343,7 @@ def _partition(groups: Mapping[Any, optax.GradientTransformation], label: Mappin
         out, new = [], {}
         for name, tx in groups.items():
             own = state.get(name, optax.EmptyState())
-            part, new[name] = tx.update(pick(updates, name), own, None if params is None else pick(params, name))
+            part, new[name] = tx.update(pick(updates, name), own, None if params is None else pick(params, name), **extra)
             out.append(part)
         return tree.merge(*out), {name: new[name] for name in state}
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from mmjax.core import rng, tree
+from mmjax.core.ema import Decay
 from mmjax.core.state import Roles, TrainState, advance, roles
 from mmjax.core.types import Array, Aux, Batch, Metrics, Params, Task
-
-EmaRule = float | Callable[[Array], Array]  # decay, or decay as a function of the step
 
 
 def make_train_step(
@@ -19,7 +18,7 @@ def make_train_step(
     tx: optax.GradientTransformationExtraArgs,
     *,
     accumulate: int = 1,
-    ema: Mapping[str, EmaRule] | None = None,
+    ema: Mapping[str, Decay] | None = None,
     schedules: Mapping[str, Callable[[Array], Array]] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
@@ -30,7 +29,7 @@ def make_train_step(
 
     Args:
       tx: over the trained leaves only; `update` is given `step` as an extra argument.
-      ema: name -> decay.
+      ema: name -> decay, of `ema.decays`.
       schedules: name -> function of the step, reported among the metrics (the learning rate).
 
     Returns:
@@ -121,7 +120,7 @@ def _without(params: Params, paths: frozenset[str]) -> Params:
     return tree.select(params, lambda p: p not in paths)
 
 
-def _average(old: Params, new: Params, rule: EmaRule, step: Array) -> Params:
+def _average(old: Params, new: Params, rule: Decay, step: Array) -> Params:
     decay = rule(step) if callable(rule) else jnp.float32(rule)
     return jax.tree.map(lambda o, n: o + (1 - decay) * (n - o), old, new)
 

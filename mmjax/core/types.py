@@ -57,6 +57,8 @@ class Task:
       state: path regexes (full match) of leaves that only the task writes, through `aux["state"]` or `post_update`.
       post_update: `post_update(params, aux, step) -> params`, after the optimizer; clamps and the like.
       can_accumulate: False where the loss is not a mean over examples.
+      weights: `weights() -> params`, a partial tree of host arrays that a fresh run starts from in place of `init`'s: what is read from
+        files that nobody can ship. Checkpoints hold them, so that the files are not needed again. None where there are none.
     """
 
     init: Callable[[Key], Params]
@@ -69,6 +71,7 @@ class Task:
     post_update: Callable[[Params, Aux, Step], Params] = lambda params, aux, step: params
     can_accumulate: bool = True
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    weights: Callable[[], Params] | None = None
 
     def __post_init__(self):
         unknown = sorted(set(self.predict) - set(PREDICT))

@@ -441,3 +441,70 @@ def test_axes_must_fit():
 def test_integers_cannot_be_trained():
     with pytest.raises(UserError, match="'w' is int32"):
         optim.make(settings(), {"w": jnp.ones((2,), jnp.int32)}, {"w": ("in",)}, STEPS)
+
+
+# --- groups --------------------------------------------------------------------------------------------------------------
+
+GROUPS = (
+    ("head", "head/.*", {"args": {"b1": 0.5}, "clip_norm": 0.1, "lr": 0.01}),
+    ("text", "(text|head)/.*", {"name": "lion", "args": {}, "weight_decay": 0.0}),
+)
+
+
+def test_groups_step_as_if_each_were_alone():
+    """Own optimizer, betas, clipping, decay and learning rate; a rule of all parameters need decide nothing within a group."""
+    params, axes = random_model(0), model_axes()
+    grads = lambda step: random_model(step + 1)
+    rules = {"wd_rules": (("image/.*", 2.0), (".*", 1.0))}
+    whole = run(settings(weight_decay=0.1, clip_norm=1.0, groups=GROUPS, **rules), params, axes, grads)
+    own = {
+        "head/": settings(args={"b1": 0.5}, weight_decay=0.1, clip_norm=0.1, lr=0.01),
+        "text/": settings("lion", clip_norm=1.0),
+        "": settings(weight_decay=0.1, clip_norm=1.0, wd_rules=rules["wd_rules"]),
+    }
+    for prefix, config in own.items():
+        mine = lambda p, prefix=prefix: p.startswith(prefix) if prefix else not p.startswith(("head/", "text/"))
+        pick = lambda t, mine=mine: tree.select(t, mine)
+        alone = run(config, pick(params), axes, lambda step, pick=pick: pick(grads(step)))
+        jax.tree.map(np.testing.assert_array_equal, pick(whole), alone)
+
+
+def test_groups_learning_rates_and_description():
+    config = settings(groups=GROUPS)
+    shapes, axes = jax.eval_shape(lambda: random_model(0)), model_axes()
+    rates = optim.learning_rates(config, shapes, axes, STEPS)
+    assert {k: float(f(3)) for k, f in rates.items()} == pytest.approx(
+        {"learning_rate": 1e-3, "learning_rate_head": 0.01, "learning_rate_text": 1e-3}
+    )
+    told = optim.describe(config, shapes, axes)
+    assert told["head/kernel"]["group"] == "head" and told["text/embed/embedding"]["optimizer"] == "lion"
+    assert "group" not in told["scale"] and list(told) == sorted(told) and json.dumps(told)
+    assert optim.learning_rates(settings(), shapes, axes, STEPS).keys() == {"learning_rate"}
+
+
+def test_without_groups_nothing_is_wrapped():
+    """Checkpoints of runs from before there were groups still fit."""
+    made, _ = optim.make(settings(), random_model(0), model_axes(), STEPS)
+    assert set(made.init(random_model(0))) == {"adamw"}
+    frozen = (("nobody", "scale", {"lr": 1.0}),)  # of which a run trains nothing
+    params = tree.select(random_model(0), lambda p: p != "scale")
+    assert set(optim.make(settings(groups=frozen), params, model_axes(), STEPS)[0].init(params)) == {"adamw"}
+
+
+BAD_GROUPS = {
+    "optim.groups has ('head', 'head/.*'), expected ('name', 'regex of parameters', {'key of optim': value})": (("head", "head/.*"),),
+    "optim.groups: group 'head' has an unknown key 'clip'; did you mean": (("head", "head/.*", {"clip": 1.0}),),
+    "optim.groups: group 'head' has an unknown key 'freeze'": (("head", "head/.*", {"freeze": ()}),),
+    "optim.groups: group 'head': lr is 'x'": (("head", "head/.*", {"lr": "x"}),),
+    "optim.groups has two groups named 'head'": (("head", "head/.*", {}), ("head", "text/.*", {})),
+    "optim.groups: 'rest' names what no group takes": (("rest", "head/.*", {}),),
+    "optim.groups: rule 1 'head/kernel' decides no parameter": (("head", "head/.*", {}), ("kernel", "head/kernel", {})),
+    "optim.name is 'adamm'": (("head", "head/.*", {"name": "adamm"}),),
+}
+
+
+@pytest.mark.parametrize("message", BAD_GROUPS)
+def test_bad_groups_are_one_line(message):
+    with pytest.raises(UserError) as error:
+        optim.make(settings(groups=BAD_GROUPS[message]), random_model(0), model_axes(), STEPS)
+    assert message in str(error.value) and "\n" not in str(error.value)
