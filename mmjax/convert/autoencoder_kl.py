@@ -1,11 +1,13 @@
 """AutoencoderKL as diffusers and as latent diffusion publish it."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmjax.convert import pieces
 from mmjax.convert.layout import Model, dropped
 from mmjax.convert.rules import Op, Rule, conv, identity
+from mmjax.convert.tensors import Tensors
 from mmjax.core.errors import UserError
 
 # A product stored as a 1 x 1 convolution [out, in, 1, 1].
@@ -119,3 +121,28 @@ def diffusers_describe(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def latent_scale(config: Mapping[str, Any]) -> dict[str, float]:
     """`scale` and `shift` of (z - shift) * scale, which a diffusion model of these latents sees."""
     return {"scale": config.get("scaling_factor", 0.18215), "shift": config.get("shift_factor") or 0.0}
+
+
+def ldm_describe(tensors: Tensors, where: str) -> dict[str, Any]:
+    """models.autoencoder_kl.AutoencoderKL's fields from shapes; its groups are 32 in all that are published.
+
+    Raises:
+      UserError: an autoencoder of another kind: with a codebook, or with attention at other places than the middle.
+    """
+    for name in tensors:
+        if name.startswith("quantize.") or re.fullmatch(r"(encoder\.down|decoder\.up)\.\d+\.attn\..*", name):
+            what = "a codebook" if name.startswith("quantize.") else "attention on a level"
+            raise UserError(
+                f"{where}: {name}: an autoencoder with {what}; read are those of the KL kind with attention in the middle alone"
+            )
+    levels = 1 + max(int(m[1]) for m in (re.match(r"encoder\.down\.(\d+)\.", name) for name in tensors) if m)
+    blocks = len({m[1] for m in (re.match(r"encoder\.down\.0\.block\.(\d+)\.", name) for name in tensors) if m})
+    width, channels, *_ = tensors["encoder.conv_in.weight"].shape
+    return {
+        "latent": tensors["decoder.conv_in.weight"].shape[1],
+        "mults": tuple(tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // width for i in range(levels)),
+        "width": width,
+        "blocks": blocks,
+        "channels": channels,
+        "quant": "quant_conv.weight" in tensors,
+    }

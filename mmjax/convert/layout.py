@@ -18,10 +18,12 @@ class Layout:
     """Names and shapes that a library gives the weights of a family of models.
 
     Attributes:
-      family: "clip" (two towers, or one of them), "bert" or "t5".
+      family: of networks, such as "clip" (two towers, or one of them), "bert", "t5" or "unet".
       marks: regexes; a file is of this layout if each matches a whole name of a tensor.
-      describe: the model's fields from configs and shapes (as models.clip.build, or the tower's own) and its `preprocess`.
+      describe: from configs and shapes a config: `model`, fields of one of `models.FAMILIES`, and what else there is to say.
       rules: of a model's fields and the names that a file has (its tensors, where there is one): some may be there or not.
+      told: whether `describe` heeds `Source.variant`.
+      forms: rules of layouts with the same names of tensors; `describe` tells which it is by `layout`.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Layout:
     marks: tuple[str, ...]
     describe: Callable[[Source], dict[str, Any]]
     rules: Callable[[Model, Collection[str]], list[Rule]]
+    told: bool = False
+    forms: Mapping[str, Callable[[Model, Collection[str]], list[Rule]]] = dataclasses.field(default_factory=dict)
 
     def recognises(self, names: Collection[str]) -> bool:
         return all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)

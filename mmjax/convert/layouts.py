@@ -3,12 +3,13 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from mmjax.convert import bert, clip, own, siglip, t5
+from mmjax.convert import bert, clip, diffusion, own, siglip, t5
 from mmjax.convert.layout import Layout
+from mmjax.convert.source import PREFIXES
 from mmjax.convert.tensors import some
 from mmjax.core.errors import UserError
 
-LAYOUTS = (own.OWN, siglip.BIG_VISION, clip.OPENAI, siglip.HF_SIGLIP, clip.HF_CLIP, bert.HF_BERT, t5.HF_T5)
+LAYOUTS = (own.OWN, siglip.BIG_VISION, clip.OPENAI, siglip.HF_SIGLIP, clip.HF_CLIP, bert.HF_BERT, t5.HF_T5, *diffusion.LAYOUTS)
 
 
 def recognise(names: Collection[str], where: Path) -> Layout:
@@ -20,7 +21,12 @@ def recognise(names: Collection[str], where: Path) -> Layout:
     for layout in LAYOUTS:
         if layout.recognises(names):
             return layout
+    for component, prefix in PREFIXES.items():
+        if any(name.startswith(prefix) for name in names):
+            raise UserError(
+                f"{where}: weights of a whole pipeline in one file; give component={component!r}, or another of {', '.join(PREFIXES)}"
+            )
     raise UserError(
         f"{where}: {len(names)} tensors of no architecture known here; known: CLIP (OpenAI, OpenCLIP, Hugging Face), SigLIP (Hugging Face, "
-        f"big_vision, OpenCLIP), BERT, T5. Its names: {some(names)}"
+        f"big_vision, OpenCLIP), BERT, T5, U-Nets, DiT and KL autoencoders of diffusers and their authors. Its names: {some(names)}"
     )

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmjax.convert import safetensors
+from mmjax.convert import models, safetensors
 from mmjax.convert.layout import Layout, Model
 from mmjax.convert.rules import Rule, identity
 from mmjax.convert.source import Source
@@ -39,4 +39,5 @@ def write(folder: Path, config: Mapping[str, Any], params: Mapping[str, Tensor])
     return [*files, "config.json"]
 
 
-OWN = Layout("mmjax", "", (r"(image|text)/.*",), describe, rules)
+_ROOTS = "|".join(root for family in models.FAMILIES for root in family.roots)
+OWN = Layout("mmjax", "", (rf"({_ROOTS})/.*",), describe, rules)

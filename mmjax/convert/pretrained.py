@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.convert import models
+from mmjax.convert import models, workdir
 from mmjax.convert.layout import Layout
 from mmjax.convert.layouts import recognise
 from mmjax.convert.models import Model
@@ -29,7 +29,7 @@ class Opened:
     """A checkpoint that is understood and not read.
 
     Attributes:
-      config: `family`, `layout`, `model` (fields of models.clip.build, or of one tower under `image` or `text`), `preprocess` of images.
+      config: `family`, `layout`, `model` (fields of one of `models.FAMILIES`), and what its `describe` says beside.
     """
 
     source: Source
@@ -47,14 +47,21 @@ class Pretrained:
     """A published model.
 
     Attributes:
-      config: `model`, the fields of its towers; `preprocess`, what its images need: `size` in pixels, `resize` ("short_side", then the
-        middle is cropped, or "squash"), `method`, and `mean` and `std` of (x / 255 - mean) / std; `family` and `layout`.
+      config: `family`, `layout`, and `model`. Of towers `model` has their fields, and `preprocess` what their images need: `size` in
+        pixels, `resize` ("short_side", then the middle is cropped, or "squash"), `method`, and `mean` and `std` of
+        (x / 255 - mean) / std. Of a diffusion network `model` has `network`, `size`, `channels` and as far as files say it `context`,
+        `path`, `prediction`, `variance`, `time_scale` and `sampler`, as config.model of task "diffusion" does; and `reversed` where the
+        network's times run from noise (0) to data (1) and it gives x0 - eps: ask it at 1 - t and turn the sign. Of an autoencoder
+        `latent`: `autoencoder`, and `scale` and `shift` of the (z - shift) scale that a diffusion network sees.
       params: nested dict of arrays.
       tokenizer: the one whose files lie in the folder; None if there are none.
       predict: pure functions. `encode_image(params, images float[B, H, W, C]) -> [B, E]` and `encode_text(params, tokens int[B, L]) ->
         [B, E]`, projected, not of unit length; `image_features(params, images) -> [B, D]`, before the projection; `logits(params, images,
-        tokens) -> [B, N]`, scaled cosines; of a text tower alone `encode_tokens(params, tokens) -> [B, L, D]`. Those a checkpoint has no
-        weights for are not there.
+        tokens) -> [B, N]`, scaled cosines; of a text tower alone `encode_tokens(params, tokens) -> [B, L, D]`. `network(params, x
+        float[B, H, W, C], t [B], *, context=None, labels=None)`, what the network itself puts out, further inputs of its module by name;
+        `encode(params, x) -> (mean, logvar)` and `decode(params, z)` of an autoencoder, unscaled; `classify(params, x, t) -> [B, K]`, a
+        noisy classifier's logits; `logits(params, images) -> [B, K]` of a classifier, a run of ours. Those a checkpoint has no weights for
+        are not there.
     """
 
     config: dict[str, Any]
@@ -63,22 +70,35 @@ class Pretrained:
     predict: Mapping[str, Callable]
 
 
-def open_checkpoint(path: str | Path, *, act: str | None = None) -> Opened:
+def open_checkpoint(
+    path: str | Path, *, act: str | None = None, component: str | None = None, variant: str | Mapping[str, Any] | None = None
+) -> Opened:
     """What lies at a path, without reading a weight. Arguments and errors as of `from_pretrained`."""
-    source = open_source(path)
+    source = workdir.open_run(path, component) if workdir.is_run(path) else open_source(path, component, variant)
     layout = recognise(source.tensors, source.path)
+    if variant is not None and not layout.told:
+        raise UserError(
+            f"{source.path}: variant is {variant!r}, and weights of layout {layout.name} leave nothing open that it could say; leave it out"
+        )
     with warnings.catch_warnings():
         if act is not None:
             warnings.simplefilter("ignore")  # of an activation that is not known: it is now
         config = layout.describe(source)
     config = {"family": config.get("family", layout.family), "layout": layout.name, **config}
     if act is not None:
-        if act not in ACTIVATIONS:
-            raise UserError(f"act is {act!r}; known: {', '.join(ACTIVATIONS)}")
-        for tower in ("image", "text"):
-            if "act" in config["model"].get(tower, {}):
-                config["model"] = {**config["model"], tower: {**config["model"][tower], "act": act}}
-    return Opened(source, layout, config, layout.rules(config["model"], source.tensors))
+        config["model"] = _activated(config["model"], act)
+    rules = layout.forms.get(config["layout"], layout.rules)
+    return Opened(source, layout, config, rules(config["model"], source.tensors))
+
+
+def _activated(model: Mapping[str, Any], act: str) -> dict[str, Any]:
+    """Fields with another activation of the towers."""
+    if act not in ACTIVATIONS:
+        raise UserError(f"act is {act!r}; known: {', '.join(ACTIVATIONS)}")
+    towers = {name: model[name] for name in ("image", "text") if name in model}
+    if not towers:
+        raise UserError(f"act is {act!r}, of towers of images and texts; this is {models.family_of(model).says(model)}: leave it out")
+    return {**model, **{name: {**fields, "act": act} for name, fields in towers.items() if "act" in fields}}
 
 
 def read_leaves(opened: Opened, model: Model, dtype: Any = np.float32) -> dict[str, Leaf]:
@@ -87,15 +107,27 @@ def read_leaves(opened: Opened, model: Model, dtype: Any = np.float32) -> dict[s
 
 
 def from_pretrained(
-    path: str | Path, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None, act: str | None = None, size: int | None = None
+    path: str | Path,
+    *,
+    component: str | None = None,
+    variant: str | Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = None,
+    act: str | None = None,
+    size: int | None = None,
 ) -> Pretrained:
-    """Loads weights of CLIP, SigLIP, BERT or T5 from a folder or a file, in any of the layouts they are published in.
+    """Loads weights from a folder or a file, in any of the layouts they are published in.
 
-    OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by transformers 4 or 5, big_vision's
-    `.npz`, and folders written by `mmjax convert import`. Nothing that is stored in a file is executed. Weights go to the devices one
-    at a time, and to each device only what it holds.
+    CLIP, SigLIP, BERT and T5: OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by
+    transformers 4 or 5, big_vision's `.npz`. Diffusion: diffusers' folders of a U-Net, DiT or KL autoencoder, alone or in a pipeline, and
+    state dicts of guided-diffusion, latent diffusion, DiT, SiT, EDM and EDM2. And our own: folders written by `mmjax convert import`, and
+    workdirs of runs, whose newest checkpoint is read. Nothing that is stored in a file is executed. Weights go to the devices one at a
+    time, and to each device only what it holds.
 
     Args:
+      component: of a pipeline's folder ("unet", "transformer", "vae", "text_encoder"), of a file with all of latent diffusion's weights
+        ("unet", "vae") or of a run ("network", "first_stage", "text"); by default the network that denoises.
+      variant: a published name, or fields of the network, where a state dict does not say them (heads; DiT or SiT).
       mesh: devices to place parameters on, by the sharding table; without it all are on the default device.
       dtype: of parameters and products, float32 if not given; whatever the file's own.
       act: the activation, where it is to be another than the files say ("gelu", "quick_gelu", "gelu_tanh", "relu").
@@ -106,7 +138,7 @@ def from_pretrained(
       UserError: nothing there, a damaged or hostile file, an unknown architecture, or tensors that do not make the model that
         the config describes, with a list of them.
     """
-    opened = open_checkpoint(path, act=act)
+    opened = open_checkpoint(path, act=act, component=component, variant=variant)
     dtype = np.dtype(jnp.float32 if dtype is None else dtype)
     model = models.build(opened.config["model"], dtype, mesh)
     found = read_leaves(opened, model, dtype)
@@ -116,7 +148,7 @@ def from_pretrained(
     if mesh is not None:
         places = tree.flatten(sharding.params_shardings(tree.unflatten(model.shapes), tree.unflatten(model.axes), mesh))
     params = {name: place(leaf, places[name]) for name, leaf in found.items()}
-    return Pretrained(opened.config, tree.unflatten(params), _tokenizer(opened.source.folder), model.predict)
+    return Pretrained(opened.config, tree.unflatten(params), _tokenizer(opened.source.words), model.predict)
 
 
 def _resized(opened: Opened, size: int, dtype: np.dtype, mesh: Any, found: dict[str, Any]) -> tuple[Opened, Model, dict[str, Any]]:

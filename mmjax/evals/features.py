@@ -70,16 +70,21 @@ def from_inception(weights: str, resize: str) -> Features:
 
 
 def from_checkpoint(path: str, name: str, function: str) -> Features:
-    """What `mmjax.from_pretrained(path)` computes by the predict function `function`; distances are called `frechet_NAME_features`."""
+    """What `mmjax.from_pretrained(path)` computes by the predict function `function`, `path` being published weights or a run's workdir;
+    a classifier's logits beside it. Distances are called `frechet_NAME_features`."""
     pretrained = from_pretrained(path)
     if function not in pretrained.predict:
         raise UserError(f"features: '{path}' has no function {function!r}{suggest(function, pretrained.predict)}")
-    run = lambda params, x: pretrained.predict[function](params, seen(pretrained, x))
+    if "preprocess" not in pretrained.config:
+        raise UserError(f"features: '{path}' says not how its pictures are normalised, so none can be shown to it")
+    judges = [function] + ["logits"] * (pretrained.config["family"] == "classifier")
+    run = lambda params, x: [pretrained.predict[name](params, seen(pretrained, x)) for name in judges]
     pictures = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-    size = jax.eval_shape(run, pretrained.params, pictures).shape[-1]
+    size, *classes = (x.shape[-1] for x in jax.eval_shape(run, pretrained.params, pictures))
     told = f"{function} of '{path}', not FID's Inception: a distance in these features is no FID, and compares with its own kind alone"
     label = f"{name}_features"
-    return Features(f"frechet_{label}", label, told, size, 0, pretrained.params, run)
+    join = lambda params, x: jnp.concatenate(run(params, x), axis=-1)
+    return Features(f"frechet_{label}", label, told, size, sum(classes), pretrained.params, join)
 
 
 def seen(pretrained: Pretrained, pictures: Float[Array, "B H W 3"]) -> Float[Array, "B S S C"]:

@@ -162,7 +162,8 @@ def test_published_sizes_through_openclips_config(name, monkeypatch):
     monkeypatch.undo()  # the true sizes of timm's towers
     pre = {"size": VARIANTS[name]["size"], "mean": clip.MEAN, "std": clip.STD, "resize": "short_side", "method": "bicubic"}
     config = {"model": {**VARIANTS[name], "channels": 3}, "preprocess": pre}
-    _, names, jsons, _ = transfer._target(config, "openclip")
+    target = transfer.target_of(config, "openclip")
+    names, jsons = target.names, target.jsons
     stub = {"logit_bias": of_array(np.zeros(()))} if "SigLIP" in name else {}
     back = clip.openai_describe(Source(Path("x"), Path("x"), stub, json.loads(json.dumps(jsons))))
     assert back["preprocess"] == pre and bool(names) == ("SigLIP" in name)

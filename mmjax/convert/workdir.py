@@ -1,0 +1,156 @@
+"""A run of ours as a checkpoint: what `mmjax train` left in a workdir, read as published weights are.
+
+Weights are those that evaluations take: averages where the run has one. Fields of the model come from the run's config.json, without
+what only training needs.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mmjax.convert.own import FORMAT
+from mmjax.convert.source import Source
+from mmjax.convert.tensors import Tensor, of_array
+from mmjax.core import checkpoint_read, tree
+from mmjax.core import config as config_lib
+from mmjax.core.config import get, to_dict
+from mmjax.core.errors import UserError, suggest
+from mmjax.data.source import open_source
+from mmjax.models import autoencoder_kl, clip, dit, edm2, song_unet, unet
+
+CHECKPOINTS = "checkpoints"
+# Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
+SAMPLED = (
+    *("path", "prediction", "sigma_data", "normalised", "condition", "time_scale", "variance", "labels", "sampler"),
+    *("label_context", "uncertainty"),
+)
+_NETWORKS = {"unet": unet, "song_unet": song_unet, "edm2": edm2, "dit": dit}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A model that lies in a run: its fields, and which of the run's parameters are its own, as (their beginning, ours)."""
+
+    model: dict[str, Any]
+    root: tuple[str, str]
+    further: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a workdir with checkpoints."""
+    path = Path(path).expanduser()
+    return (path / "config.json").is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def open_run(path: str | Path, component: str | None = None) -> Source:
+    """The newest checkpoint of a run.
+
+    Args:
+      component: of a run with several models: by default the network of diffusion's three, "network", "first_stage" and "text".
+
+    Raises:
+      UserError: no checkpoint, a damaged one, a task whose models are in no published form, or no such component.
+    """
+    path = Path(path).expanduser()
+    config = config_lib.open_workdir(path)
+    if config.task not in _PARTS:
+        raise UserError(f"'{path}' is a run of task '{config.task}'; models of {', '.join(_PARTS)} can be taken out of a run")
+    parts = _PARTS[config.task](config)
+    if component is not None and component not in parts:
+        raise UserError(f"'{path}': component is {component!r}{suggest(component, parts)}")
+    part = parts[component or next(iter(parts))]
+    average = next(iter(config.ema), None)
+    step, params = checkpoint_read.read_params(path / CHECKPOINTS, ("params", *([f"ema/{average}"] if average else ())))
+    theirs, ours = part.root
+    tensors = {
+        ours + name.removeprefix(theirs): of_array(np.asarray(x)) for name, x in tree.flatten(params).items() if name.startswith(theirs)
+    }
+    record = {"mmjax": FORMAT, "model": part.model, **part.further, "run": {"task": config.task, "step": step, "average": average}}
+    return Source(path / CHECKPOINTS / str(step), path, _without_moments(tensors), {"config.json": record}, _words(config, part.model))
+
+
+def _without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without what a task keeps for itself beside its model."""
+    return {name: x for name, x in tensors.items() if not name.startswith("moments/")}
+
+
+def _words(config: ConfigDict, model: Mapping[str, Any]) -> Path | None:
+    """The folder of the run's tokenizer; None where it has none, or its set is not at hand."""
+    if "text" not in model and "context" not in model:
+        return None
+    try:
+        found = config.data.tokenizer or open_source(config.data, config.data.split).info.tokenizer
+    except UserError:
+        return None
+    return None if found is None else Path(found).parent
+
+
+# --- tasks ---------------------------------------------------------------------------------------------------------------
+
+
+def _clip(config: ConfigDict) -> dict[str, Part]:
+    known = {f.name for f in dataclasses.fields(clip.CLIP)} - {"parent", "name"} | {"size", "channels"}
+    model = {key: value for key, value in to_dict(config.model).items() if key in known}
+    return {"clip": Part(model, ("", ""), {"family": "clip", **_preprocess(config)})}
+
+
+def _classification(config: ConfigDict) -> dict[str, Part]:
+    model = to_dict(config.model)
+    (name,) = (kind for kind in clip.IMAGE_TOWERS if kind in model)
+    fields = {"image": {"type": name, **model[name]}, "size": model["size"], "channels": model["channels"]}
+    return {"classifier": Part(fields, ("", "image/"), {"family": "classifier", **_preprocess(config)})}
+
+
+def _autoencoder(config: ConfigDict) -> dict[str, Part]:
+    model = to_dict(config.model)
+    fields = {"latent": {"autoencoder": _fields(model["autoencoder"], autoencoder_kl), "scale": 1.0, "shift": 0.0}}
+    return {"autoencoder": Part({**fields, "channels": model["channels"]}, ("autoencoder/", "first_stage/"), {"family": "autoencoder_kl"})}
+
+
+def _diffusion(config: ConfigDict) -> dict[str, Part]:
+    model = to_dict(config.model)
+    kind = get(model["network"], "type", "config.model.network")
+    given = {key: value for key, value in model["network"].items() if key != "type"}
+    fields = {"network": {"type": kind, **_fields(given, _NETWORKS[kind])}}
+    size, channels, out = model["size"], model["channels"], {}
+    if model.get("latent") is not None:
+        latent = dict(model["latent"], autoencoder=_fields(model["latent"]["autoencoder"], autoencoder_kl))
+        latent.pop("cached", None)
+        out["first_stage"] = Part({"latent": latent, "channels": channels}, ("first_stage/", "first_stage/"), {"family": "autoencoder_kl"})
+        size, channels = size // 2 ** (len(latent["autoencoder"]["mults"]) - 1), latent["autoencoder"]["latent"]
+    fields |= {"size": size, "channels": channels, **{key: model[key] for key in SAMPLED if key in model}}
+    for name, length in (("text", "length"), ("context", "length"), ("label_context", None)):
+        if model.get(name) is not None:
+            fields["context"] = {"length": 1 if length is None else model[name][length], "width": model[name]["width"]}
+    if model.get("text") is not None:
+        out["text"] = Part({"text": {"type": "transformer", **model["text"]}}, ("text/", "text/"), {"family": "clip"})
+    return {"network": Part(fields, ("network/", "network/"), {"family": kind}), **out}
+
+
+def _fields(given: Mapping[str, Any], module: Any) -> dict[str, Any]:
+    """A group's fields, those of its `variant` among them."""
+    own = {key: value for key, value in given.items() if key != "variant"}
+    return {**(module.VARIANTS[given["variant"]] if "variant" in given else {}), **own}
+
+
+_PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
+    "clip": _clip,
+    "classification": _classification,
+    "autoencoder": _autoencoder,
+    "diffusion": _diffusion,
+}
+
+
+def _preprocess(config: ConfigDict) -> dict[str, Any]:
+    """What the run did to its pictures, as published models say it."""
+    found = next((dict(args) for name, args in config.data.transforms if name == "normalize"), None)
+    if found is None:
+        return {}
+    channels = config.model.channels
+    spread = lambda x: tuple(float(v) for v in np.broadcast_to(x, channels))
+    mean, std = spread(found.get("mean", 0.5)), spread(found.get("std", 0.5))
+    return {"preprocess": {"size": config.model.size, "resize": "squash", "method": "bilinear", "mean": mean, "std": std}}
