@@ -162,7 +162,7 @@ class Decoder(nn.Module):
             x = Level(*sizes, "up" if i else "", name=f"level{i}")(x)
         x = nn.silu(GroupNorm(self.groups, EPS, self.dtype, name="norm")(x))
         if not self.is_initializing():
-            self.sow(LAST, "conv_out", x)  # for whoever asks for it
+            self.sow(LAST, "seen", x)  # for whoever asks for it
         return conv(self.out, 3, self.dtype, "conv_out")(x)
 
 

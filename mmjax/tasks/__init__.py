@@ -6,9 +6,10 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import caption_baselines, classification, clip, diffusion
+from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "autoencoder": autoencoder.make,
     "caption_baselines": caption_baselines.make,
     "classification": classification.make,
     "clip": clip.make,
