@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"core", "data"},
     "diffusion": {"core", "diffusion"},
     "evals": {"core", "data", "evals", "convert"},
-    "tasks": {"core", "diffusion", "layers", "models", "objectives", "tasks"},
+    "tasks": {"convert", "core", "diffusion", "layers", "models", "objectives", "tasks"},
     "convert": {"core", "data", "layers", "models", "convert"},
     "bench": {"core", "bench"},
     "cli": {"core", "data", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},

@@ -11,14 +11,17 @@ from mmjax.core.config import Group
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.stream import overlaid
 from mmjax.evals import (
+    agreement,
     aro,
     attacks,
     classification,
     clip_score,
     fid,
     generated,
+    likelihood,
     linear_probe,
     prompt_scores,
+    reconstruction,
     retrieval,
     sugarcrepe,
     winoground,
@@ -28,14 +31,17 @@ from mmjax.evals import (
 # type -> module with `make`, the predict functions it NEEDS, the ARGUMENTS its config group takes, and those it may take (OPTIONAL, with
 # their defaults).
 EVALS: dict[str, ModuleType] = {
+    "agreement": agreement,
     "aro": aro,
     "attacks": attacks,
     "classification": classification,
     "clip_score": clip_score,
     "fid": fid,
     "generated": generated,
+    "likelihood": likelihood,
     "linear_probe": linear_probe,
     "prompt_scores": prompt_scores,
+    "reconstruction": reconstruction,
     "retrieval": retrieval,
     "sugarcrepe": sugarcrepe,
     "winoground": winoground,
