@@ -4,9 +4,13 @@
     mmjax sample --workdir runs/digits_ddpm --num 64 --out pictures
     mmjax train --config configs/diffusion/digits.py:flow_class --workdir runs/digits_flow
     mmjax sample --workdir runs/digits_flow --labels 0,1,2,3,4,5,6,7,8,9 --num 100 --guidance 2 --out pictures
+    mmjax train --config configs/diffusion/digits.py:classifier --workdir runs/digits_noisy
+    mmjax sample --workdir runs/digits_ddpm --labels 3,7 --num 64 --out guided \\
+        "model.sampler.classifier={'path': 'runs/digits_noisy', 'scale': 2.0}"
 
 Arguments: `ddpm`, the default, unconditional with a cosine schedule; `flow_class`, rectified flow told the digit; `flow_text`, told in
-words; `edm`, EDM told the digit; `dit`, a transformer in place of the U-Net; `smoke`, seconds. Times and scores: docs/reproducing.md.
+words; `edm`, EDM told the digit; `dit`, a transformer in place of the U-Net; `classifier`, of noisy digits, which guides `ddpm`; `smoke`,
+seconds.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +18,8 @@ from ml_collections import ConfigDict
 from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
-KINDS = ("ddpm", "flow_class", "flow_text", "edm", "dit", "smoke")
+KINDS = ("ddpm", "flow_class", "flow_text", "edm", "dit", "classifier", "smoke")
+COSINE = {"name": "discrete", "betas": "cosine", "steps": 1000}
 LENGTH = 16  # tokens of a caption
 
 
@@ -25,28 +30,37 @@ def get_config(arg: str | None = None) -> ConfigDict:
         raise UserError(f"config argument {kind!r}{suggest(kind, KINDS)}")
     small = kind == "smoke"
     c = base()
-    c.task = "diffusion"
-    c.steps, c.batch_size = (4, 16) if small else (4000, 128)
-    c.model = model(kind)
+    c.task = "noisy_classification" if kind == "classifier" else "diffusion"
+    c.steps, c.batch_size = (4, 16) if small else (2000, 128)
+    c.model = noisy_classifier() if kind == "classifier" else model(kind)
 
     c.data.source = "digits_captions"
-    keep = ["image"] + ["label"] * bool(c.model.labels) + ["tokens"] * (kind == "flow_text")
+    keep = ["image"] + ["label"] * bool(c.model.get("labels", True)) + ["tokens"] * (kind == "flow_text")
     words = (("pick_caption", {}), ("tokenize", {"length": LENGTH})) if kind == "flow_text" else ()
     c.data.transforms = (("decode", {"channels": 1}), ("normalize", {"mean": 0.5, "std": 0.5}), *words, ("keep", {"keys": tuple(keep)}))
 
     c.optim.lr = 1e-3
     c.optim.warmup = min(200, c.steps // 2)
     c.optim.clip_norm = 1.0
-    c.ema.ema = 0.5 if small else 0.998
+    c.ema.ema = 0.5 if small else 0.995
     c.log.every = 1 if small else 50
     c.checkpoint.every = 2 if small else 1000
+    if kind == "classifier":
+        group = {"type": "classification", "every": 1000, "split": "test", "batch_size": 120, "transforms": c.data.transforms}
+        c.evals.clean = ConfigDict(group)
     return c
+
+
+def noisy_classifier() -> ConfigDict:
+    """Config `model` of task noisy_classification."""
+    network = {"channels": (32, 64), "blocks": 1, "attention": (0, 1), "head_width": 16, "classes": 10, "groups": 8, "dropout": 0.1}
+    return ConfigDict({"size": 8, "channels": 1, "classifier": network, "path": COSINE})
 
 
 def model(kind: str) -> ConfigDict:
     """Config `model`."""
     small, classes = kind == "smoke", kind in ("flow_class", "edm", "dit")
-    width = 16 if small else 48
+    width = 16 if small else 32
     network = {
         "type": "unet",
         "channels": (width, 2 * width),
@@ -66,7 +80,7 @@ def model(kind: str) -> ConfigDict:
         network |= {"kind": "cross"}
     out = {"size": 8, "channels": 1, "network": network, "labels": classes}
     if kind in ("ddpm", "smoke"):
-        out |= {"path": {"name": "discrete", "betas": "cosine", "steps": 1000}, "prediction": "eps"}
+        out |= {"path": COSINE, "prediction": "eps"}
         out["sampler"] = {"solver": "ddim", "steps": 50, "clip": "static"}
     elif kind == "edm":
         # sigma_data: of these scans in -1..1

@@ -25,6 +25,7 @@ from mmjax.core.types import Params
 from mmjax.data.image import to_pil
 from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import encode
+from mmjax.tasks import guides
 from mmjax.tasks.diffusion_sampling import Sampler
 
 # flag -> key of config.model.sampler
@@ -110,7 +111,8 @@ def conditions(program: Program, args: argparse.Namespace) -> tuple[str, Shaped[
     if wanted is None:
         return name, None
     if wanted == "labels":
-        classes = program.task.limits["label"]
+        guide = program.config.model.sampler.get("classifier")
+        classes = program.task.limits["label"] if guide is None or "label" in program.task.limits else guides.classes(guide["path"])
         labels = args.labels or list(range(classes))
         wrong = [label for label in labels if not 0 <= label < classes]
         if wrong:

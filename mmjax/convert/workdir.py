@@ -20,7 +20,7 @@ from mmjax.core import config as config_lib
 from mmjax.core.config import get, to_dict
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.source import open_source
-from mmjax.models import autoencoder_kl, clip, dit, edm2, song_unet, unet
+from mmjax.models import autoencoder_kl, clip, dit, edm2, song_unet, unet, unet_classifier
 
 CHECKPOINTS = "checkpoints"
 # Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
@@ -105,6 +105,13 @@ def _classification(config: ConfigDict) -> dict[str, Part]:
     return {"classifier": Part(fields, ("", "image/"), {"family": "classifier", **_preprocess(config)})}
 
 
+def _noisy_classification(config: ConfigDict) -> dict[str, Part]:
+    model = to_dict(config.model)
+    fields = {"classifier": _fields(model["classifier"], unet_classifier), "size": model["size"], "channels": model["channels"]}
+    fields |= {key: model[key] for key in ("path", "time_scale") if key in model}
+    return {"classifier": Part(fields, ("classifier/", "classifier/"), {"family": "noisy_classifier"})}
+
+
 def _autoencoder(config: ConfigDict) -> dict[str, Part]:
     model = to_dict(config.model)
     fields = {"latent": {"autoencoder": _fields(model["autoencoder"], autoencoder_kl), "scale": 1.0, "shift": 0.0}}
@@ -140,6 +147,7 @@ def _fields(given: Mapping[str, Any], module: Any) -> dict[str, Any]:
 _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
     "clip": _clip,
     "classification": _classification,
+    "noisy_classification": _noisy_classification,
     "autoencoder": _autoencoder,
     "diffusion": _diffusion,
 }

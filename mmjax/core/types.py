@@ -24,6 +24,7 @@ PREDICT: dict[str, str] = {
     "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], for a linear probe: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
+    "classify": "(params, x float[B, H, W, C], t float[B]) -> float32[B, K], logits of noisy pictures at their times on the path",
     "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
     "class_to_image": "(params, labels int32[B], keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",

@@ -216,8 +216,24 @@ def on_path(denoise: Denoiser, native: Path, path: Path) -> Denoiser:
     """
 
     def translated(x: Float[Array, "B *x"], t: ArrayLike) -> Denoised:
-        there = native.at_log_snr(path.log_snr(t))
-        size = lambda p, time: jnp.hypot(p.alpha(time), p.sigma(time))
-        return denoise(x * over(size(native, there) / size(path, t), x), there)._replace(log_variance=None)
+        there, factor = _elsewhere(native, path, t)
+        return denoise(x * over(factor, x), there)._replace(log_variance=None)
 
     return translated
+
+
+def gradient_on_path(gradient: Callable[[Array, Array], Array], native: Path, path: Path) -> Callable[[Array, Array], Array]:
+    """A gradient with regard to the state of one path, `gradient(x, t)`, as one with regard to the state of another, by the chain rule."""
+
+    def translated(x: Float[Array, "B *x"], t: ArrayLike) -> Array:
+        there, factor = _elsewhere(native, path, t)
+        return over(factor, x) * gradient(x * over(factor, x), there)
+
+    return translated
+
+
+def _elsewhere(native: Path, path: Path, t: ArrayLike) -> tuple[Array, Array]:
+    """The native path's time of the same signal-to-noise ratio as another's at `t`, and its state there over the other's."""
+    there = native.at_log_snr(path.log_snr(t))
+    size = lambda p, time: jnp.hypot(p.alpha(time), p.sigma(time))
+    return there, size(native, there) / size(path, t)

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion
+from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion, noisy_classification
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "autoencoder": autoencoder.make,
@@ -14,6 +14,7 @@ TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "classification": classification.make,
     "clip": clip.make,
     "diffusion": diffusion.make,
+    "noisy_classification": noisy_classification.make,
 }
 
 

@@ -18,6 +18,7 @@ from mmjax.core.schedules import keywords
 from mmjax.core.types import Array, Key, Params
 from mmjax.diffusion import guidance, likelihood, prediction, samplers, spacing, vlb, walk
 from mmjax.diffusion import path as paths
+from mmjax.tasks import guides
 
 if TYPE_CHECKING:
     from mmjax.tasks.diffusion import System
@@ -38,6 +39,8 @@ class Sampler:
       guided_channels: so many channels are guided, the others not; None for all.
       clip: what is done to x0 in every step: "", "static" (held to -1..1) or "dynamic" (its quantile).
       path: another path to solve on than the one trained on; its `name` and arguments.
+      classifier: guides by its gradient: fields of guides.Classifier. An unconditional model is then asked for classes too.
+      weaker: guided away from, by `guidance`, in place of the unconditional model: fields of guides.Weaker.
     """
 
     solver: str = "ddim"
@@ -50,6 +53,8 @@ class Sampler:
     guided_channels: int | None = None
     clip: str = ""
     path: Group | None = None
+    classifier: Group | None = None
+    weaker: Group | None = None
     options: Group = dataclasses.field(default_factory=dict)
 
 
@@ -66,7 +71,11 @@ def parse(given: Group, system: "System") -> Sampler:
     if sampler.clip not in CLIPS:
         raise UserError(f"{where}.clip is {sampler.clip!r}{suggest(sampler.clip, CLIPS)}")
     s = system.settings
-    if sampler.guidance != 1 and not system.drops_condition:
+    if sampler.classifier is not None:
+        guides.parse_classifier(sampler.classifier, sampler.solver)
+    if sampler.weaker is not None:
+        guides.parse_weaker(sampler.weaker)
+    if sampler.guidance != 1 and sampler.weaker is None and not system.drops_condition:
         told = system.classes or system.has_context
         why = "was trained with its condition always there" if told else "has no condition"
         fix = "network.label_dropout, label_context.dropout or context_dropout above 0" if told else "guidance to 1"
@@ -100,25 +109,52 @@ def native_times(sampler: Sampler, system: "System", walked: np.ndarray) -> np.n
     return np.asarray(walk.on_host(lambda t: system.path.at_log_snr(other.log_snr(t)), walked))
 
 
-def draw(sampler: Sampler, system: "System", params: Params, keys: Key, given: Mapping[str, Array], *, trajectory: bool = False) -> Array:
-    """Pictures in 0..1, [B, H, W, C]; with `trajectory` what the model takes them for at every time, [N + 1, B, H, W, C]."""
-    path, walked = solving_path(sampler, system), walk_of(sampler, system)
-    denoise = denoiser(sampler, system, params, given, walked)
+def draw(
+    sampler: Sampler,
+    system: "System",
+    params: Params,
+    keys: Key,
+    given: Mapping[str, Array],
+    *,
+    labels: Array | None = None,
+    trajectory: bool = False,
+) -> Array:
+    """Pictures in 0..1, [B, H, W, C]; with `trajectory` what the model takes them for at every time, [N + 1, B, H, W, C]. `labels`: what a
+    classifier guides to."""
+    path, walked, options = solving_path(sampler, system), walk_of(sampler, system), dict(sampler.options)
+    slope = None
+    if sampler.classifier is not None:
+        guide = guides.parse_classifier(sampler.classifier, sampler.solver)
+        slope = guides.gradient(guide, labels, system.shape)
+        if guide.form == "mean":
+            options["gradient"], slope = slope, None
+    denoise = denoiser(sampler, system, params, given, walked, slope)
     x = walk.draw(keys, system.shape, path.prior_std)
-    found = samplers.sample(denoise, x, walked, keys, path=path, solver=sampler.solver, trajectory=trajectory, **dict(sampler.options))
+    found = samplers.sample(denoise, x, walked, keys, path=path, solver=sampler.solver, trajectory=trajectory, **options)
     if not trajectory:
         return system.decode(params, found)
     return jax.lax.map(functools.partial(system.decode, params), found)
 
 
-def denoiser(sampler: Sampler, system: "System", params: Params, given: Mapping[str, Array], walked: np.ndarray) -> prediction.Denoiser:
-    """The model under its conditions, guided and clipped, on the path that is solved on."""
+def denoiser(
+    sampler: Sampler,
+    system: "System",
+    params: Params,
+    given: Mapping[str, Array],
+    walked: np.ndarray,
+    slope: guidance.Gradient | None = None,
+) -> prediction.Denoiser:
+    """The model under its conditions, guided and clipped, on the path that is solved on. `slope`: a classifier's, in the times of the path
+    trained on."""
     path = solving_path(sampler, system)
     times = native_times(sampler, system, walked)
     on = lambda d: d if sampler.path is None else prediction.on_path(d, system.path, path)
     alone = on(system.denoiser(params, given, times))
     out = alone
-    if sampler.guidance != 1:
+    if sampler.guidance != 1 and sampler.weaker is not None:
+        weaker = on(guides.weaker_denoiser(guides.parse_weaker(sampler.weaker), system, given, params, times))
+        out = guidance.autoguidance(alone, weaker, sampler.guidance, path=path, interval=sampler.interval)
+    elif sampler.guidance != 1:
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), dict(given), system.null(given))
         out = guidance.classifier_free(
             guidance.stacked(on(system.denoiser(params, both, times))),
@@ -130,6 +166,9 @@ def denoiser(sampler: Sampler, system: "System", params: Params, given: Mapping[
             rescale_kind=system.settings.prediction,
             channels=sampler.guided_channels,
         )
+    if slope is not None:
+        there = slope if sampler.path is None else prediction.gradient_on_path(slope, system.path, path)
+        out = guidance.classifier(out, there, path)
     if sampler.clip == "static":
         out = guidance.clip(out, path)
     if sampler.clip == "dynamic":
@@ -148,7 +187,10 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
 
     out: dict[str, Callable] = {"network": network}
     if system.classes:
-        out["class_to_image"] = lambda params, labels, keys, **how: made(params, keys, {"labels": labels}, **how)
+        guide = (lambda labels: {"labels": labels}) if sampler.classifier is not None else lambda labels: {}
+        out["class_to_image"] = lambda params, labels, keys, **how: made(params, keys, {"labels": labels}, **guide(labels), **how)
+    elif sampler.classifier is not None and not system.has_context:
+        out["class_to_image"] = lambda params, labels, keys, **how: made(params, keys, {}, labels=labels, **how)
     elif system.text is not None:
 
         def text_to_image(params: Params, tokens: Array, keys: Key, **how: Any) -> Array:

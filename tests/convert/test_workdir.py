@@ -18,14 +18,18 @@ from mmjax.core.errors import UserError
 from mmjax.evals.features import open_features
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-KINDS = ("classification/digits", "clip/digits", "diffusion/digits", "diffusion/autoencoder", "diffusion/latent_scenes")
+KINDS = (
+    *("classification/digits:smoke", "clip/digits:smoke", "diffusion/digits:smoke", "diffusion/digits:classifier"),
+    *("diffusion/autoencoder:smoke", "diffusion/latent_scenes:smoke"),
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, tmp_path_factory):
     """Name, workdir, its task and what evaluations are given: averages that are not the parameters."""
     workdir = tmp_path_factory.mktemp("run")
-    config = config_lib.load(f"{CONFIGS / request.param}.py:smoke")
+    name, _, kind = request.param.partition(":")
+    config = config_lib.load(f"{CONFIGS / name}.py:{kind}")
     with config.unlocked():
         config.ema = ConfigDict({"slow": 0.9})
     program = assemble(config, sharding.make_mesh({"data": 1}, jax.devices()[:1]))
@@ -44,20 +48,26 @@ def normal(*shape):
 
 def test_it_computes_what_the_task_does(run):
     name, workdir, task, params = run
+    kind = name.removesuffix(":smoke")
     made = mmjax.from_pretrained(workdir)
     spec = task.batch_spec
     images = normal(2, *spec["image"].shape[1:])
     given, same = {"images": (images,)}, {}
-    if name == "clip/digits":
+    if kind == "clip/digits":
         given["tokens"] = (jnp.ones((2, spec["tokens"].shape[1]), jnp.int32).at[:, 5].set(task.limits["tokens"] - 1),)
         same = {"encode_image": "images", "encode_text": "tokens", "image_features": "images"}
         assert made.tokenizer is not None
-    if name == "classification/digits":
+    if kind == "classification/digits":
         same = {"logits": "images"}
         assert made.predict["image_features"](made.params, images).shape[0] == 2
-    if name.startswith("diffusion/") and name != "diffusion/autoencoder":
+    if kind == "diffusion/digits:classifier":
+        x, t = images, jnp.array([0.0, 700.0])
+        np.testing.assert_allclose(
+            made.predict["classify"](made.params, x, t), task.predict["classify"](params, x, t), rtol=1e-4, atol=1e-5
+        )
+    if kind in ("diffusion/digits", "diffusion/latent_scenes"):
         size, channels = (made.config["model"][k] for k in ("size", "channels"))
-        context = {"context": normal(2, 96, 16)} if name == "diffusion/latent_scenes" else {}
+        context = {"context": normal(2, 96, 16)} if kind == "diffusion/latent_scenes" else {}
         x, t = normal(2, size, size, channels), jnp.full(2, 0.5)
         want = task.predict["network"](params, x, t, **context)
         np.testing.assert_allclose(made.predict["network"](made.params, x, t, **context), want, rtol=1e-5, atol=1e-5)
@@ -65,8 +75,8 @@ def test_it_computes_what_the_task_does(run):
     for function, takes in same.items():
         want = task.predict[function](params, *given[takes])
         np.testing.assert_allclose(made.predict[function](made.params, *given[takes]), want, rtol=1e-5, atol=1e-6)
-    if name in ("diffusion/autoencoder", "diffusion/latent_scenes"):
-        stage = made if name == "diffusion/autoencoder" else mmjax.from_pretrained(workdir, component="first_stage")
+    if kind in ("diffusion/autoencoder", "diffusion/latent_scenes"):
+        stage = made if kind == "diffusion/autoencoder" else mmjax.from_pretrained(workdir, component="first_stage")
         got = np.concatenate(stage.predict["encode"](stage.params, images), -1)
         np.testing.assert_allclose(got, task.predict["encode"](params, images), rtol=1e-5, atol=1e-5)
 
@@ -81,13 +91,13 @@ def test_it_is_imported_with_its_averages(run, tmp_path):
     assert again.config["model"] == first.config["model"]
 
 
-@pytest.mark.parametrize("run", ["diffusion/latent_scenes"], indirect=True)
+@pytest.mark.parametrize("run", ["diffusion/latent_scenes:smoke"], indirect=True)
 def test_an_unknown_component_is_refused(run):
     with pytest.raises(UserError, match="component is 'vae'.*first_stage"):
         mmjax.from_pretrained(run[1], component="vae")
 
 
-@pytest.mark.parametrize("run", ["classification/digits"], indirect=True)
+@pytest.mark.parametrize("run", ["classification/digits:smoke"], indirect=True)
 def test_a_classifier_judges(run):
     _, workdir, task, params = run
     judge = open_features({"type": "checkpoint", "path": str(workdir), "name": "digits", "function": "image_features"}, "judge")
