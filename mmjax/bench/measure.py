@@ -66,6 +66,15 @@ def matmul(size: int, dtype: DTypeLike) -> tuple[Side, int]:
     return timed(jax.jit(jnp.matmul), x, x), 2 * size**3
 
 
+def convolution(size: int, dtype: DTypeLike) -> tuple[Side, int]:
+    """Sixteen pictures of size x size under 3 x 3 kernels from 128 channels to 128, forwards, and its FLOPs."""
+    count, width = 16, 128
+    x = jax.random.normal(jax.random.key(0), (count, size, size, width), dtype)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, width, width), dtype)
+    run = jax.jit(lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+    return timed(run, x, kernel), 2 * count * size**2 * 9 * width**2
+
+
 def stream(size: int) -> tuple[Side, int]:
     """A float32 array of `size` numbers read and written in place, and the bytes of both: no page is new, as in a donated step."""
     add, x = jax.jit(lambda x: x + 1, donate_argnums=0), jnp.zeros(size, jnp.float32)

@@ -20,6 +20,7 @@ from mmjax.core import config as config_lib
 from mmjax.core import device_peaks
 from mmjax.core.errors import UserError, suggest
 
+SIDE = 32  # of the pictures that are convolved
 SIZES = {"cpu": (2048, 2**26), "accelerator": (8192, 2**28)}  # side of the matrices, numbers of the streamed array
 
 
@@ -88,11 +89,17 @@ def run_case(case: Case, config: ConfigDict, rounds: int, start: StartPeer | Non
         size, numbers = SIZES["cpu" if jax.default_backend() == "cpu" else "accelerator"]
         (product, flops), (copy, nbytes) = measure.matmul(size, config.dtype), measure.stream(numbers)
         sides = {**prepared.sides, "matmul": product, "stream": copy}
+        if prepared.convolves:
+            sides["convolution"], convolved = measure.convolution(SIDE, config.dtype)
         times = measure.alternate(sides, rounds, say=lambda line: print(line, file=sys.stderr))
     ours, *others = prepared.sides
     seconds = {side: statistics.median(t) for side, t in times.items()}
     rates = {"matmul_flops_per_second": flops / seconds["matmul"], "stream_bytes_per_second": nbytes / seconds["stream"]}
-    work = prepared.work
+    work, convolving = prepared.work, {}
+    if prepared.convolves:
+        rates["convolution_flops_per_second"] = convolved / seconds["convolution"]
+        ratio = measure.median_ratio([work.flops / convolved * t for t in times["convolution"]], times[ours])
+        convolving["share_of_convolution_rate"] = ratio
     used = device_peaks.utilisation(work.flops, seconds[ours], jax.devices()[:1], config.dtype)
     return {
         "dtype": config.dtype,
@@ -103,8 +110,9 @@ def run_case(case: Case, config: ConfigDict, rounds: int, start: StartPeer | Non
         "machine": rates,
         # Round by round as well: a product of flops takes its time in the same conditions.
         "share_of_matmul_rate": measure.median_ratio([work.flops / flops * t for t in times["matmul"]], times[ours]),
+        **convolving,
         **({} if used is None else {"mfu": used}),
-        "roofline": measure.roofline(work, seconds[ours], *rates.values()),
+        "roofline": measure.roofline(work, seconds[ours], rates["matmul_flops_per_second"], rates["stream_bytes_per_second"]),
     }
 
 
@@ -128,6 +136,10 @@ def table(result: Mapping[str, Any]) -> str:
         )
     for name, case in result["cases"].items():
         lines += ["", f"{name}: {roofline_line(case)}"]
+        if "share_of_convolution_rate" in case:
+            rate = case["machine"]["convolution_flops_per_second"]
+            share = case["share_of_convolution_rate"]
+            lines.append(f"  forward convolutions run at {rate / 1e9:.4g} GFLOP/s here; the step at {share:.0%} of that")
         if "differences" in case:
             lines.append("  largest relative differences: " + ", ".join(f"{k} {v:.1e}" for k, v in case["differences"].items()))
         if "peer" in case:

@@ -17,13 +17,14 @@ from mmjax.bench import machine, measure
 from mmjax.bench.peer import Peer
 from mmjax.cli.program import Program, assemble
 from mmjax.cli.train import model_flops
-from mmjax.convert import own, transfer
+from mmjax.convert import own, transfer, workdir
 from mmjax.convert.tensors import Tensor
 from mmjax.core import flops, rng, sharding, tree
 from mmjax.core.config import base
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data.synthetic import synthetic_batch
+from mmjax.models import dit, unet
 from mmjax.models.clip import VARIANTS, normalise
 from mmjax.objectives.contrastive import TILE, info_nce
 
@@ -38,11 +39,13 @@ class Prepared:
     Attributes:
       sides: ours first, then what it is compared with.
       facts: for the record: parameters, differences of the outputs, the peer's versions.
+      convolves: held to the machine's rate of convolutions too.
     """
 
     sides: dict[str, measure.Side]
     work: measure.Work
     facts: dict[str, Any]
+    convolves: bool = False
 
 
 StartPeer = Callable[[Path, Path], Peer]  # (script, folder) -> peer, starting
@@ -183,6 +186,72 @@ def _bytes(compiled: Any, total: int) -> float | None:
     return found.get("bytes accessed") if found.get("flops", 0) >= 0.9 * total else None
 
 
+# --- diffusion -----------------------------------------------------------------------------------------------------------
+
+
+DIT = {"type": "dit", "freq_shift": 1, "eps": 1e-5}  # what diffusers computes: its times are spread otherwise than DiT's own
+
+
+def diffusion_config(network: dict[str, Any], size: int, channels: int, batch_size: int, dtype: str = "float32") -> ConfigDict:
+    """Noise predicted on DDPM's linear schedule, the plain squared error."""
+    c = base()
+    c.task, c.dtype, c.batch_size = "diffusion", dtype, batch_size
+    model = {"size": size, "channels": channels, "network": network, "path": {"name": "discrete", "betas": "linear"}, "prediction": "eps"}
+    if network["type"] == "dit":
+        model |= {"labels": True, "variance": "learned_range"}  # which the plain loss leaves alone, as it does the peer's
+    c.model = ConfigDict({**model, "sampler": {}})
+    c.optim.lr, c.optim.schedule, c.optim.weight_decay = 2e-4, "constant", 0.0
+    c.optim.args = ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8})
+    return c
+
+
+def prepare_diffusion(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """The trainer's own step, its state donated, on one batch again and again; times and noise are drawn anew, by the peer too."""
+    program = assemble(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    batch = synthetic_batch(program.task.batch_spec, seed=0, cursor=0)
+    labels = {"labels": batch["label"] % program.task.limits["label"]} if "label" in batch else {}
+    batch |= {"label": labels["labels"]} if labels else {}
+    t = np.linspace(0, 999, config.batch_size).astype(np.int64)
+    params, peer = _stirred(program.init().params), None
+    if start is not None:
+        part = workdir.parts_of(config, "a benchmark")["network"]
+        leaves = {path: Tensor(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x)) for path, x in tree.flatten(params).items()}
+        own.write(folder / "own", {"model": part.model, **part.further}, leaves)
+        transfer.export_to(folder / "own", "hf", folder / "hf")
+        np.savez(folder / "batch.npz", image=batch["image"], t=t, **labels)
+        optim = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.args}
+        (folder / "spec.json").write_text(json.dumps({"dtype": config.dtype, "threads": machine.cores(), **optim}))
+        peer = stack.enter_context(start(PEERS / "diffusion.py", folder))
+    outputs = {}
+    if peer is not None:
+        forward = jax.jit(program.task.predict["network"])
+        outputs["network"] = jax.device_get(forward(params, jnp.asarray(batch["image"]), jnp.asarray(t, jnp.float32), **labels))
+    compiled = program.lower().compile()
+    device_batch = sharding.put_batch(batch, config.batch_size, program.mesh)
+    state = program.init()
+
+    def run(steps: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = compiled(state, device_batch)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - began
+
+    run(1)
+    total = model_flops(config, program)
+    work = measure.Work(total, _bytes(compiled, total))
+    made = _against(peer, folder, run, work, outputs, config, {"parameters": tree.count(program.abstract.params)})
+    return dataclasses.replace(made, convolves=config.model.network.type == "unet")
+
+
+def _stirred(params: Params) -> Params:
+    """Parameters none of which is 0: DiT starts with an output of zeros, by which nothing can be compared."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return treedef.unflatten([x + 0.02 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+
+
 # --- the contrastive loss ------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +297,22 @@ CASES = {
     ),
     "clip-vit-b32-encode": Case(
         "ViT-B/32 encoding 32 images, against transformers and PyTorch", lambda: clip_config("ViT-B/32", 32), prepare_encode
+    ),
+    "ddpm-cifar10-train": Case(
+        "training step of DDPM's U-Net for CIFAR-10, batch 16, against diffusers and PyTorch",
+        lambda: diffusion_config({"type": "unet", **unet.VARIANTS["ddpm-cifar10"]}, 32, 3, 16),
+        prepare_diffusion,
+    ),
+    "dit-b4-train": Case(
+        "training step of DiT-B/4 on latents of 32 x 32 x 4, batch 16, against diffusers and PyTorch",
+        lambda: diffusion_config({**DIT, **dit.VARIANTS["DiT-B/4"]}, 32, 4, 16),
+        prepare_diffusion,
+    ),
+    "dit-xl2-train": Case(
+        "training step of DiT-XL/2 on latents of 32 x 32 x 4, batch 64, bfloat16, against diffusers and PyTorch with compile",
+        lambda: diffusion_config({**DIT, **dit.VARIANTS["DiT-XL/2"]}, 32, 4, 64, "bfloat16"),
+        prepare_diffusion,
+        accelerator=True,
     ),
     "info-nce": Case(
         "loss and gradients of 8,192 pairs of width 512: the ring form against the dense form",

@@ -57,9 +57,7 @@ def open_run(path: str | Path, component: str | None = None) -> Source:
     """
     path = Path(path).expanduser()
     config = config_lib.open_workdir(path)
-    if config.task not in _PARTS:
-        raise UserError(f"'{path}' is a run of task '{config.task}'; models of {', '.join(_PARTS)} can be taken out of a run")
-    parts = _PARTS[config.task](config)
+    parts = parts_of(config, f"'{path}'")
     if component is not None and component not in parts:
         raise UserError(f"'{path}': component is {component!r}{suggest(component, parts)}")
     part = parts[component or next(iter(parts))]
@@ -71,6 +69,17 @@ def open_run(path: str | Path, component: str | None = None) -> Source:
     }
     record = {"mmjax": FORMAT, "model": part.model, **part.further, "run": {"task": config.task, "step": step, "average": average}}
     return Source(path / CHECKPOINTS / str(step), path, _without_moments(tensors), {"config.json": record}, _words(config, part.model))
+
+
+def parts_of(config: ConfigDict, where: str) -> dict[str, Part]:
+    """The models of a config, by component, the first being the one that is taken where none is asked for.
+
+    Raises:
+      UserError: a task whose models are in no published form.
+    """
+    if config.task not in _PARTS:
+        raise UserError(f"{where} is a run of task '{config.task}'; models of {', '.join(_PARTS)} can be taken out of a run")
+    return _PARTS[config.task](config)
 
 
 def _without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

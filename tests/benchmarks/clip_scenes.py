@@ -76,7 +76,12 @@ def main() -> None:
             found = last(train(kind, seed, args.root, args.words))
             scores = {name: found[name] for name in sorted(found) if "/" in name and not name.startswith(("train/", "optim/"))}
             rows.append({"kind": kind, "seed": seed, "step": found["step"], "metrics": scores})
-            result = {"machine": platform.machine(), "cores": os.cpu_count(), "words": args.words, "runs": rows}
+            result = {
+                "machine": platform.machine(),
+                "cores": os.cpu_count(),
+                "words": [w for w in args.words if not w.startswith("data.dir=")],
+                "runs": rows,
+            }
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
             args.out.with_suffix(".md").write_text(table(rows))

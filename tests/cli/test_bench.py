@@ -43,20 +43,40 @@ for line in sys.stdin:
 """
 
 
+DENOISES = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import mmjax
+folder = Path(sys.argv[1])
+spec, batch = json.loads((folder / "spec.json").read_text()), np.load(folder / "batch.npz")
+model = mmjax.from_pretrained(folder / "hf")
+given = {"labels": batch["labels"]} if "labels" in batch else {}
+np.savez(folder / "outputs.npz", network=model.predict["network"](model.params, batch["image"], batch["t"], **given) * SCALE)
+print(json.dumps({"ready": True, "versions": {"stand-in": "1"}, "threads": spec["threads"]}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.01 * json.loads(line)["steps"]}), flush=True)
+"""
+SMALL_UNET = [f"model.network.{word}" for word in ("channels=(32,32)", "attention=(0,1)", "blocks=1", "time_width=32")]
+SMALL_DIT = [f"model.network.{word}" for word in ("depth=1", "width=48", "heads=2")]
+TINY = ["model.size=8", "batch_size=2"]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Turns and machine measurements of no length."""
     monkeypatch.setattr(measure, "TURN", 0.0)
     monkeypatch.setattr(measure.alternate, "__defaults__", (0.0, lambda _: None))
     monkeypatch.setattr(bench, "SIZES", dict.fromkeys(bench.SIZES, (64, 1024)))
+    monkeypatch.setattr(bench, "SIDE", 2)
 
 
 @pytest.fixture
 def peer_script(tmp_path, monkeypatch):
     """Puts a script in the place of the peer's."""
 
-    def place(text):
-        (tmp_path / "clip.py").write_text(text)
+    def place(text, name="clip.py"):
+        (tmp_path / name).write_text(text)
         monkeypatch.setattr(bench_cases, "PEERS", tmp_path)
         monkeypatch.setenv("PYTHONPATH", str(Path(mmjax.__file__).parents[1]))
 
@@ -206,3 +226,20 @@ def test_roofline():
     got = measure.roofline(measure.Work(200, 50.0), 10.0, 100.0, 10.0)
     assert got["bound"] == "memory" and got["floor_seconds"] == 5.0 and got["intensity"] == 4.0
     assert "bound" not in measure.roofline(measure.Work(200, None), 4.0, 100.0, 10.0)
+
+
+@pytest.mark.parametrize(("case", "sizes"), [("ddpm-cifar10-train", SMALL_UNET), ("dit-b4-train", SMALL_DIT)])
+def test_diffusion_against_a_peer(case, sizes, tmp_path, capsys, small, peer_script):
+    words = (case, *sizes, *TINY, "--peer_python", sys.executable)
+    peer_script(DENOISES.replace("SCALE", "1"), "diffusion.py")
+    code, out, err = run(tmp_path, capsys, *words)
+    assert code == 0, err
+    got = json.loads(out)["cases"][case]
+    assert got["differences"]["network"] < 1e-5 and got["speed_against"]["peer"] > 0
+    assert ("share_of_convolution_rate" in got) == (case == "ddpm-cifar10-train") == ("forward convolutions run at" in err)
+
+
+def test_a_peer_that_computes_another_network_is_refused(tmp_path, capsys, small, peer_script):
+    peer_script(DENOISES.replace("SCALE", "1.02"), "diffusion.py")
+    code, _, err = run(tmp_path, capsys, "dit-b4-train", *SMALL_DIT, *TINY, "--peer_python", sys.executable)
+    assert code == 2 and "outputs 'network' of mmjax and its peer differ by 0.02" in err
