@@ -95,23 +95,28 @@ def prepare_train(config: ConfigDict, stack: contextlib.ExitStack, folder: Path,
     }
     ours = jax.device_get(jax.jit(forward)(params, device_batch)) if peer else {}
     compiled = program.lower().compile()
-    state = program.init()  # the same draws as `params`, which the step may not take the memory of
-
-    def run(steps: int) -> float:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = compiled(state, device_batch)
-        jax.block_until_ready((state, metrics))
-        run.loss = metrics["loss"]
-        return time.perf_counter() - began
-
+    run = _stepping(compiled, program.init(), device_batch)  # the same draws as `params`, which the step may not take the memory of
     for name in ("loss", "second_loss"):  # the second shows that the optimizers, too, do the same
         run(1)
         ours[name] = float(run.loss)
     total = model_flops(config, program)
     work = measure.Work(total, _bytes(compiled, total))
     return _against(peer, folder, run, work, ours, config, {"parameters": tree.count(program.abstract.params)})
+
+
+def _stepping(compiled: Callable, state: Any, batch: Any) -> Any:
+    """A side that trains on one batch, its state donated from step to step; its last loss is its attribute `loss`."""
+
+    def run(steps: int) -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        run.loss = metrics["loss"]
+        return time.perf_counter() - began
+
+    return run
 
 
 def prepare_encode(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
@@ -228,16 +233,7 @@ def prepare_diffusion(config: ConfigDict, stack: contextlib.ExitStack, folder: P
         outputs["network"] = jax.device_get(forward(params, jnp.asarray(batch["image"]), jnp.asarray(t, jnp.float32), **labels))
     compiled = program.lower().compile()
     device_batch = sharding.put_batch(batch, config.batch_size, program.mesh)
-    state = program.init()
-
-    def run(steps: int) -> float:
-        nonlocal state
-        began = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = compiled(state, device_batch)
-        jax.block_until_ready((state, metrics))
-        return time.perf_counter() - began
-
+    run = _stepping(compiled, program.init(), device_batch)
     run(1)
     total = model_flops(config, program)
     work = measure.Work(total, _bytes(compiled, total))

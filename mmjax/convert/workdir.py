@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmjax.convert.networks import MODULES
 from mmjax.convert.own import FORMAT
 from mmjax.convert.source import Source
-from mmjax.convert.tensors import Tensor, of_array
+from mmjax.convert.tensors import of_array
 from mmjax.core import checkpoint_read, tree
 from mmjax.core import config as config_lib
-from mmjax.core.config import get, to_dict
+from mmjax.core.config import get, to_dict, with_variant
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.source import open_source
-from mmjax.models import autoencoder_kl, clip, dit, edm2, song_unet, unet, unet_classifier
+from mmjax.models import autoencoder_kl, clip, unet_classifier
 
 CHECKPOINTS = "checkpoints"
 # Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
@@ -28,7 +29,6 @@ SAMPLED = (
     *("path", "prediction", "sigma_data", "normalised", "condition", "time_scale", "variance", "labels", "sampler"),
     *("label_context", "uncertainty"),
 )
-_NETWORKS = {"unet": unet, "song_unet": song_unet, "edm2": edm2, "dit": dit}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_run(path: str | Path, component: str | None = None) -> Source:
         ours + name.removeprefix(theirs): of_array(np.asarray(x)) for name, x in tree.flatten(params).items() if name.startswith(theirs)
     }
     record = {"mmjax": FORMAT, "model": part.model, **part.further, "run": {"task": config.task, "step": step, "average": average}}
-    return Source(path / CHECKPOINTS / str(step), path, _without_moments(tensors), {"config.json": record}, _words(config, part.model))
+    return Source(path / CHECKPOINTS / str(step), path, tensors, {"config.json": record}, _words(config, part.model))
 
 
 def parts_of(config: ConfigDict, where: str) -> dict[str, Part]:
@@ -80,11 +80,6 @@ def parts_of(config: ConfigDict, where: str) -> dict[str, Part]:
     if config.task not in _PARTS:
         raise UserError(f"{where} is a run of task '{config.task}'; models of {', '.join(_PARTS)} can be taken out of a run")
     return _PARTS[config.task](config)
-
-
-def _without_moments(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what a task keeps for itself beside its model."""
-    return {name: x for name, x in tensors.items() if not name.startswith("moments/")}
 
 
 def _words(config: ConfigDict, model: Mapping[str, Any]) -> Path | None:
@@ -116,14 +111,24 @@ def _classification(config: ConfigDict) -> dict[str, Part]:
 
 def _noisy_classification(config: ConfigDict) -> dict[str, Part]:
     model = to_dict(config.model)
-    fields = {"classifier": _fields(model["classifier"], unet_classifier), "size": model["size"], "channels": model["channels"]}
+    fields = {
+        "classifier": with_variant(model["classifier"], unet_classifier.VARIANTS, "config.model.classifier"),
+        "size": model["size"],
+        "channels": model["channels"],
+    }
     fields |= {key: model[key] for key in ("path", "time_scale") if key in model}
     return {"classifier": Part(fields, ("classifier/", "classifier/"), {"family": "noisy_classifier"})}
 
 
 def _autoencoder(config: ConfigDict) -> dict[str, Part]:
     model = to_dict(config.model)
-    fields = {"latent": {"autoencoder": _fields(model["autoencoder"], autoencoder_kl), "scale": 1.0, "shift": 0.0}}
+    fields = {
+        "latent": {
+            "autoencoder": with_variant(model["autoencoder"], autoencoder_kl.VARIANTS, "config.model.autoencoder"),
+            "scale": 1.0,
+            "shift": 0.0,
+        }
+    }
     return {"autoencoder": Part({**fields, "channels": model["channels"]}, ("autoencoder/", "first_stage/"), {"family": "autoencoder_kl"})}
 
 
@@ -131,10 +136,11 @@ def _diffusion(config: ConfigDict) -> dict[str, Part]:
     model = to_dict(config.model)
     kind = get(model["network"], "type", "config.model.network")
     given = {key: value for key, value in model["network"].items() if key != "type"}
-    fields = {"network": {"type": kind, **_fields(given, _NETWORKS[kind])}}
+    fields = {"network": {"type": kind, **with_variant(given, MODULES[kind].VARIANTS, "config.model.network")}}
     size, channels, out = model["size"], model["channels"], {}
     if model.get("latent") is not None:
-        latent = dict(model["latent"], autoencoder=_fields(model["latent"]["autoencoder"], autoencoder_kl))
+        stage = with_variant(model["latent"]["autoencoder"], autoencoder_kl.VARIANTS, "config.model.latent.autoencoder")
+        latent = {**model["latent"], "autoencoder": stage}
         latent.pop("cached", None)
         out["first_stage"] = Part({"latent": latent, "channels": channels}, ("first_stage/", "first_stage/"), {"family": "autoencoder_kl"})
         size, channels = size // 2 ** (len(latent["autoencoder"]["mults"]) - 1), latent["autoencoder"]["latent"]
@@ -145,12 +151,6 @@ def _diffusion(config: ConfigDict) -> dict[str, Part]:
     if model.get("text") is not None:
         out["text"] = Part({"text": {"type": "transformer", **model["text"]}}, ("text/", "text/"), {"family": "clip"})
     return {"network": Part(fields, ("network/", "network/"), {"family": kind}), **out}
-
-
-def _fields(given: Mapping[str, Any], module: Any) -> dict[str, Any]:
-    """A group's fields, those of its `variant` among them."""
-    own = {key: value for key, value in given.items() if key != "variant"}
-    return {**(module.VARIANTS[given["variant"]] if "variant" in given else {}), **own}
 
 
 _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {

@@ -290,6 +290,19 @@ def get(config: Group, key: str, where: str) -> Any:
     return config[key]
 
 
+def with_variant(config: Group, variants: Mapping[str, Group], where: str) -> dict[str, Any]:
+    """A group's fields over those of the published model that its `variant` names, if it names one.
+
+    Raises:
+      UserError: there is none of that name.
+    """
+    fields = dict(config.items())
+    name = fields.pop("variant", None)
+    if name is not None and name not in variants:
+        raise UserError(f"{where}.variant is {name!r}{suggest(str(name), variants)}")
+    return {**(variants[name] if name is not None else {}), **fields}
+
+
 def kwargs_for(cls: type, config: Group, where: str) -> dict[str, Any]:
     """The entries of a config group as keyword arguments of a dataclass or linen module.
 

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmjax.core import checkpoint_read, rng, tree
-from mmjax.core.config import Group, kwargs_for
+from mmjax.core.config import Group, kwargs_for, with_variant
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Metrics, Params, PyTree, Task
 from mmjax.layers import split_axes
@@ -212,8 +212,8 @@ def parse(model: Group, dtype: Any) -> System:
     """
     where = "config.model"
     s = Settings(**kwargs_for(Settings, model, where))
-    given = s.autoencoder
-    made = autoencoder_kl.build(given.get("variant", given), dtype, f"{where}.autoencoder")
+    fields = with_variant(s.autoencoder, autoencoder_kl.VARIANTS, f"{where}.autoencoder")
+    made = autoencoder_kl.build(fields, dtype, f"{where}.autoencoder")
     if s.size % made.factor:
         raise UserError(f"{where}.size is {s.size}, which the autoencoder cannot divide by {made.factor}")
     if made.channels != s.channels:

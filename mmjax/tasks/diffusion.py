@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmjax.core import rng
-from mmjax.core.config import Group, get, kwargs_for, to_dict
+from mmjax.core.config import Group, get, kwargs_for, to_dict, with_variant
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Params, PyTree, Task
 from mmjax.diffusion import density, objective, prediction, weighting
@@ -374,8 +374,8 @@ def parse(model: Group, dtype: Any) -> System:
     latent = None if s.latent is None else Latent(**kwargs_for(Latent, s.latent, f"{where}.latent"))
     first = None
     if latent is not None:
-        given = latent.autoencoder
-        first = autoencoder_kl.build(given.get("variant", given), dtype, f"{where}.latent.autoencoder")
+        fields = with_variant(latent.autoencoder, autoencoder_kl.VARIANTS, f"{where}.latent.autoencoder")
+        first = autoencoder_kl.build(fields, dtype, f"{where}.latent.autoencoder")
         if s.size % first.factor:
             raise UserError(f"{where}.size is {s.size}, which the autoencoder cannot divide by {first.factor}")
     system = System(s, network, path, text, first, latent)
@@ -392,11 +392,8 @@ def build_network(given: Group, dtype: Any, where: str) -> Any:
     kind = get(given, "type", where)
     if kind not in NETWORKS:
         raise UserError(f"{where}.type is {kind!r}{suggest(str(kind), NETWORKS)}")
-    module, fields = NETWORKS[kind], {k: v for k, v in given.items() if k != "type"}
-    name = fields.pop("variant", None)
-    if name is not None and name not in module.VARIANTS:
-        raise UserError(f"{where}.variant is {name!r}{suggest(str(name), module.VARIANTS)}")
-    return module.build({**(module.VARIANTS[name] if name else {}), **fields}, dtype, where)
+    fields = {k: v for k, v in given.items() if k != "type"}
+    return NETWORKS[kind].build(with_variant(fields, NETWORKS[kind].VARIANTS, where), dtype, where)
 
 
 def _check(system: System) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mmjax.core import rng
-from mmjax.core.config import Group, kwargs_for, to_dict
+from mmjax.core.config import Group, kwargs_for, to_dict, with_variant
 from mmjax.core.types import Array, Batch, Key, Params, Task
 from mmjax.diffusion import density, objective
 from mmjax.diffusion import path as paths
@@ -45,12 +45,8 @@ class Settings:
 def make(config: ConfigDict) -> Task:
     """Batch: `image` float32[B, size, size, channels] in -1..1, `label` int32[B]."""
     s = Settings(**kwargs_for(Settings, to_dict(config.model), "config.model"))
-    given, where = s.classifier, "config.model.classifier"
-    own = {key: value for key, value in given.items() if key != "variant"}
-    published = dict(unet_classifier.VARIANTS.get(given["variant"], {})) if "variant" in given else {}
-    if "variant" in given and not published:
-        unet_classifier.build(given["variant"], where=where)  # says which there are
-    model = unet_classifier.build({**published, **own}, jnp.dtype(config.dtype), where)
+    where = "config.model.classifier"
+    model = unet_classifier.build(with_variant(s.classifier, unet_classifier.VARIANTS, where), jnp.dtype(config.dtype), where)
     path = paths.make(s.path)
     times = density.make(s.density, path)
     struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)

@@ -163,8 +163,9 @@ def test_the_clip_peer_without_torch(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')")
     script = tmp_path / "clip.py"  # beside the broken module, which is then found first
     script.write_text((bench_cases.PEERS / "clip.py").read_text())
+    script.with_name("protocol.py").write_text((bench_cases.PEERS / "protocol.py").read_text())
     with (
-        pytest.raises(UserError, match="cannot import PyTorch and transformers .*pip install"),
+        pytest.raises(UserError, match="cannot import torch and transformers .*pip install"),
         Peer(sys.executable, script, tmp_path) as peer,
     ):
         peer.wait_ready()

@@ -56,7 +56,7 @@ def test_it_computes_what_the_task_does(run):
     if kind == "clip/digits":
         given["tokens"] = (jnp.ones((2, spec["tokens"].shape[1]), jnp.int32).at[:, 5].set(task.limits["tokens"] - 1),)
         same = {"encode_image": "images", "encode_text": "tokens", "image_features": "images"}
-        assert made.tokenizer is not None
+        assert made.tokenizer.encode(["a seven"], 16).shape == (1, 16)
     if kind == "classification/digits":
         same = {"logits": "images"}
         assert made.predict["image_features"](made.params, images).shape[0] == 2

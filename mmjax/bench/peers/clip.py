@@ -8,43 +8,9 @@ outputs.npz: for training the unit-norm embeddings image and text, loss and seco
 
 import json
 import math
-import os
 import sys
-import time
-from pathlib import Path
 
-
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def say(**answer):
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    try:
-        import torch
-
-        sys.modules.setdefault("torchvision", None)  # not needed here; a build for another torch breaks transformers' import
-        import transformers
-    except Exception as e:
-        say(error=f"cannot import PyTorch and transformers ({type(e).__name__}: {e}); pip install torch transformers there")
-        return 1
-    try:
-        step, about = prepare(torch, transformers, Path(sys.argv[1]))
-    except Exception as e:
-        say(error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
-        return 1
-    say(ready=True, **about)
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for line in sys.stdin:
-        synchronise()
-        began = time.perf_counter()
-        for _ in range(json.loads(line)["steps"]):
-            step()
-        synchronise()
-        say(seconds=time.perf_counter() - began)
-    return 0
+from protocol import serve
 
 
 def prepare(torch, transformers, folder):
@@ -105,4 +71,4 @@ def training(torch, forward, model, tokens, images, spec, autocast):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(("torch", "transformers"), prepare))

@@ -8,43 +8,9 @@ outputs.npz: network [B, H, W, O], what it gives for image and t.
 """
 
 import json
-import os
 import sys
-import time
-from pathlib import Path
 
-
-def main():
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-
-    def say(**answer):
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-    try:
-        import torch
-
-        sys.modules.setdefault("torchvision", None)  # not needed here; a build for another torch breaks imports
-        import diffusers
-    except Exception as e:
-        say(error=f"cannot import PyTorch and diffusers ({type(e).__name__}: {e}); pip install torch transformers diffusers there")
-        return 1
-    try:
-        step, about = prepare(torch, diffusers, Path(sys.argv[1]))
-    except Exception as e:
-        say(error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
-        return 1
-    say(ready=True, **about)
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for line in sys.stdin:
-        synchronise()
-        began = time.perf_counter()
-        for _ in range(json.loads(line)["steps"]):
-            step()
-        synchronise()
-        say(seconds=time.perf_counter() - began)
-    return 0
+from protocol import serve
 
 
 def prepare(torch, diffusers, folder):
@@ -92,4 +58,4 @@ def prepare(torch, diffusers, folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(("torch", "diffusers"), prepare))
