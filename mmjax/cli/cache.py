@@ -1,4 +1,4 @@
-"""`mmjax cache`: a predict function of a trained run over a source, stored as an array_record set that reads as any source."""
+"""`mmjax cache`: predict functions of a trained run over a source, stored as an array_record set that reads as any source."""
 
 import argparse
 import collections
@@ -33,11 +33,13 @@ from mmjax.data.bad import KINDS
 from mmjax.data.provenance import fingerprint
 from mmjax.data.source import Source, open_source, open_tokenizer
 from mmjax.data.stream import overlaid
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals import encode
 
 SHARD_BYTES = 64 << 20  # about so much goes into a file
 VALUE, INDEX = "value", "index"
 _INPUTS = {"images": "image", "tokens": "tokens"}  # name of an argument in core.types.PREDICT -> key of a batch
+TOKENS = "tokens"
 _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -88,18 +90,19 @@ class Job:
     """What is to be computed.
 
     Attributes:
-      key: of the example that the predict function takes.
-      keep: keys of a record that are stored beside the value.
+      predict: (params, {key of an example: rows}) -> {key of a record: rows}.
+      keys: of an example, what predict takes.
+      keep: keys of a record of the source that are stored beside what is computed.
       plan: JSON values that fix what the set will hold; its `model` and `source` go into its meta.json.
       shard_size: records a file, None for about `SHARD_BYTES`.
     """
 
     program: Program
-    predict: Callable
+    predict: Callable[[Params, Mapping[str, Any]], dict[str, Any]]
     params: Params
     source: Source
     transform: Callable
-    key: str
+    keys: tuple[str, ...]
     keep: tuple[str, ...]
     batch_size: int
     plan: dict[str, Any]
@@ -113,22 +116,25 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
       UserError: a predict function the task does not have or that takes no batch, or whatever is wrong with data and checkpoint.
     """
     program = assemble(config)
-    table = program.task.predict
-    if args.predict not in table:
-        raise UserError(f"--predict {args.predict!r}: task '{config.task}' has no such function{suggest(args.predict, table)}")
-    key = args.input or input_key(args.predict)
+    asked = functions(args.predict, program.task.predict, config.task)
+    takes = {out: args.input or input_key(name) for out, name in asked.items()}
+    keys = tuple(dict.fromkeys(takes.values()))
     source = open_source(config.data, config.data.split)
-    specs = chain(config, key, args)
+    specs = {key: chain(config, key, args) for key in keys}
     tokenizer = open_tokenizer(source, config.data.tokenizer)
-    transform = transforms.build((*specs, ("keep", {"keys": (key,)})), tokenizer, "transforms of mmjax cache")
+    transform = _Inputs({key: input_of(key, specs[key], tokenizer, args.captions) for key in keys})
+    keep = tuple(dict.fromkeys(word for word in args.keep.split(",") if word))
+    given = tuple(key for key in keep if key in keys and key not in source.info.features)  # stored as the functions see it
     batch_size = encode.pad_to_mesh(config.batch_size, program.mesh)
     step, weights, params = load_params(program, Path(args.workdir), args.step)
-    info, keep = source.info, tuple(dict.fromkeys(word for word in args.keep.split(",") if word))
+    info = source.info
+    alone = lambda found: next(iter(found.values())) if list(asked) == [VALUE] else found
     plan = {
-        "predict": args.predict,
-        "input": key,
-        "transforms": specs,
+        "predict": alone(asked),
+        "input": alone(takes),
+        "transforms": specs[keys[0]] if len(keys) == 1 else specs,
         "keep": keep,
+        **({"captions": args.captions} if args.captions else {}),
         "batch_size": batch_size,
         "model": {
             "fingerprint": model_fingerprint(config, args.workdir, step, program.ema_name()),
@@ -145,7 +151,70 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
             "prompts": info.prompts,
         },
     }
-    return Job(program, table[args.predict], params, source, transform, key, keep, batch_size, plan, args.shard_size)
+    predict = together({out: (program.task.predict[name], takes[out]) for out, name in asked.items()}, given, args.captions)
+    keep = tuple(key for key in keep if key not in given)
+    return Job(program, predict, params, source, transform, keys, keep, batch_size, plan, args.shard_size)
+
+
+def functions(words: str, table: Mapping[str, Callable], task: str) -> dict[str, str]:
+    """Key of a record -> the predict function that fills it, of `NAME` (the key is then VALUE) or `NAME:KEY,NAME:KEY,...`.
+
+    Raises:
+      UserError: a function the task does not have, or a key twice.
+    """
+    out: dict[str, str] = {}
+    parts = [word for word in words.split(",") if word]
+    for word in parts:
+        name, _, key = word.partition(":")
+        key = key or (VALUE if len(parts) == 1 else name)
+        if name not in table:
+            raise UserError(f"--predict {name!r}: task '{task}' has no such function{suggest(name, table)}")
+        if key in out or key == INDEX:
+            raise UserError(f"--predict {words!r}: the key {key!r} is taken; name another after a colon")
+        out[key] = name
+    if not out:
+        raise UserError(f"--predict {words!r} names no function; task '{task}' has {', '.join(sorted(table))}")
+    return out
+
+
+def input_of(key: str, specs: Sequence[Any], tokenizer: Tokenizer | None, captions: int) -> Callable:
+    """The transform that makes one input; of texts, where `captions` are asked for, so many rows of tokens.
+
+    Raises:
+      UserError: captions of what is no text.
+    """
+    chain = transforms.build((*specs, ("keep", {"keys": (key,)})), tokenizer, "transforms of mmjax cache")
+    if not captions or key != TOKENS:
+        return chain
+    rows = [step for step in chain.steps if isinstance(step, transforms.Tokenize) and step.target == key]
+    if captions < 1 or len(rows) != 1:
+        raise UserError(f"--captions {captions}: expected at least 1, and transforms that tokenize a caption")
+    return transforms.TokenizeAll(rows[0], captions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+    """Each input by its own transform."""
+
+    parts: Mapping[str, Callable]
+
+    def __call__(self, example: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {key: part(example, rng)[key] for key, part in self.parts.items()}
+
+
+def together(parts: Mapping[str, tuple[Callable, str]], given: Sequence[str], captions: int) -> Callable:
+    """One function of all: key -> (predict function, its input), and the inputs `given` as they are. Of `captions` rows of tokens an
+    example, each has its own result."""
+
+    def rows(fn: Callable, key: str) -> Callable:
+        def each(params: Params, x: Any) -> Any:
+            out = fn(params, x.reshape(-1, *x.shape[2:]))
+            return jax.tree.map(lambda y: y.reshape(*x.shape[:2], *y.shape[1:]), out)
+
+        return each if captions and key == TOKENS else fn
+
+    run = {out: (rows(fn, key), key) for out, (fn, key) in parts.items()}
+    return lambda params, x: {**{out: fn(params, x[key]) for out, (fn, key) in run.items()}, **{key: x[key] for key in given}}
 
 
 def input_key(predict: str) -> str:
@@ -237,6 +306,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         tokenizer = job.source.info.tokenizer
         meta = {**job.plan, "features": {key: words for key, (words, _) in features.items()}}
         writers[0].finish(meta, tokenizer if tokenizer is not None and Path(tokenizer).is_file() else None)
+        words = open_tokenizer(job.source, job.program.config.data.tokenizer)
+        if TOKENS in meta["features"] and words is not None:
+            store.write_words(folder, TOKENS, words)
     computed = sum(len(range(k * per_shard, min((k + 1) * per_shard, len(job.source)))) for k in missing)
     return {
         "set": str(folder),
@@ -271,15 +343,19 @@ def describe(job: Job) -> dict[str, tuple[str, int]]:
     """
     with contextlib.closing(loader.eval_batches(job.source, job.transform, **_reads(job), threads=0, prefetch=1, say=_silent)) as probe:
         batch = next(iter(probe))
-    x = batch[job.key]
-    spec = job.program.task.batch_spec.get(job.key)
-    if spec is not None:
-        loader.check({job.key: x}, {job.key: jax.ShapeDtypeStruct((job.batch_size, *spec.shape[1:]), spec.dtype)}, job.source.info.name)
-    out = jax.eval_shape(job.predict, job.params, jax.ShapeDtypeStruct((job.batch_size, *x.shape[1:]), x.dtype))
+    inputs = {key: batch[key] for key in job.keys}
+    rows = lambda key, x: x.reshape(-1, x.shape[-1]) if key == TOKENS else x  # of every caption
+    for key, x in inputs.items():
+        spec = job.program.task.batch_spec.get(key)
+        if spec is not None:
+            x = rows(key, x)
+            loader.check({key: x}, {key: jax.ShapeDtypeStruct((len(x), *spec.shape[1:]), spec.dtype)}, job.source.info.name)
+    whole = {key: jax.ShapeDtypeStruct((job.batch_size, *x.shape[1:]), x.dtype) for key, x in inputs.items()}
+    out = jax.eval_shape(job.predict, job.params, whole)
     words = {}
     for name, value in _flat(out).items():
         if not value.shape or value.shape[0] != job.batch_size:
-            raise UserError(f"--predict {job.plan['predict']!r} gives {value.shape}, no row an example; it cannot be cached")
+            raise UserError(f"--predict {job.plan['predict']!r}: {name} is {value.shape}, no row an example; it cannot be cached")
         shape, dtype = value.shape[1:], np.dtype(value.dtype)
         words[name] = (f"{dtype.name}[{', '.join(map(str, shape))}]", int(np.prod(shape)) * dtype.itemsize)
     held = job.source.info.features
@@ -299,7 +375,7 @@ def shard_size(job: Job, features: Mapping[str, tuple[str, int]]) -> int:
 
 
 def _flat(out: Any) -> dict[str, Any]:
-    return tree.flatten({VALUE: out})
+    return tree.flatten(out)
 
 
 def _shards(
@@ -325,7 +401,7 @@ def _shards(
 
 def computed(job: Job, start: int, count: int, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """The records of `count` batches from record `start` on; the device computes a batch while the one before is written."""
-    mesh, limits = job.program.mesh, {k: v for k, v in job.program.task.limits.items() if k == job.key}
+    mesh, limits = job.program.mesh, {k: v for k, v in job.program.task.limits.items() if k in job.keys}
     fn = encode.compile_over(mesh, job.predict)
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
     data = job.program.config.data
@@ -335,7 +411,7 @@ def computed(job: Job, start: int, count: int, say: Callable[[str], None]) -> It
         for at, batch in zip(range(count), batches, strict=False):
             check_limits(batch, limits, job.source.info.name)
             put = lambda x: put_batch(x, job.batch_size, mesh)
-            made = fn(job.params, put(batch[job.key]))
+            made = fn(job.params, {key: put(batch[key]) for key in job.keys})
             marks = batch["_mask"], batch["_bad"]  # of this process's rows
             waiting.append((start + at * job.batch_size, made, marks if jax.process_count() == 1 else whole(tuple(map(put, marks)))))
             if len(waiting) > 1:

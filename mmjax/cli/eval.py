@@ -26,6 +26,12 @@ SHOWN = 60  # pictures in the report
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.pipeline is not None:
+        from mmjax.cli import eval_pipeline
+
+        return eval_pipeline.main(args)
+    if args.workdir is None:
+        raise UserError("mmjax eval takes a run, --workdir DIR, or the stages of unCLIP, --pipeline FILE.json; give one of the two")
     hosts.join(args)
     config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
     if not len(config.evals):

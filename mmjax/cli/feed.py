@@ -1,5 +1,6 @@
 """What feeds the loop: batches of one stream, or of several as a tree, on the devices; and how many records of each were bad."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +89,15 @@ class Feed:
         start = {name: cursor * part.size // self._each for name, part in self._parts.items()}
         made = {name: loader.batches(**self._reads(name), start=start[name], **options) for name in self._parts}
         return loop.prefetch(_Together(made), functools.partial(self._put, iter(range(cursor // self._each + 1, 1 << 62))))
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[Iterator[Mapping[str, Any]]]:
+        """Batches from cursor 0 on as they lie on a host, every row of each: what `Task.fit` is given."""
+        d = self._program.config.data
+        options = {"workers": 0, "threads": d.threads, "prefetch": d.prefetch, "max_bad": d.max_bad, "say": lambda message: None}
+        made = _Together({name: loader.batches(**{**self._reads(name), "rows": None}, start=0, **options) for name in self._parts})
+        with contextlib.closing(made):
+            yield (batches.get("", batches) for batches in made)
 
     def _put(self, steps: Iterator[int], batches: Mapping[str, Mapping[str, Any]]) -> Any:
         out, failed = {}, np.zeros(len(KINDS), np.int64)

@@ -66,11 +66,15 @@ Writes the folder --out: kept.npy, header.json, report.json, report.txt. Nothing
 CACHE = """\
 Writes OUT/SPLIT: array_record files of {"value": ..., "index": ...} a record, and meta.json with the model's fingerprint.
 Record i is made from record i of the source. Killed, the same line continues; the set has its name only when it is complete.
+Several functions, each with the key that it fills, make one record: NAME:KEY,NAME:KEY. With --captions K the functions of texts are given K
+captions a record, and give as many rows; transform pick_row takes one of them. A set with tokens also gets words.txt, the words that occur.
 Read it with data.source=cached data.path=OUT, and data.expect_fingerprint=... to be sure of the model.
 
 examples:
   mmjax cache --workdir runs/digits --predict encode_image --split validation --keep label,captions --out caches/digits
   mmjax cache --workdir runs/digits --predict encode_text --out caches/digits_text
+  mmjax cache --workdir runs/clip --predict encode_image:embedding,encode_text:text_embedding,token_features:context --captions 3 \
+      --keep image,tokens --out caches/pairs
 """
 
 
@@ -172,7 +176,10 @@ def _cache(verbs: Any) -> None:
         description="Run a predict function of a trained run over a source and store the results as a source.",
     )
     cache.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
-    cache.add_argument("--predict", required=True, metavar="NAME", help="encode_image, encode_text, logits, ...: what the run's task has")
+    cache.add_argument(
+        "--predict", required=True, metavar="NAME", help="encode_image, logits, ...: what the run's task has; or several, NAME:KEY,NAME:KEY"
+    )
+    cache.add_argument("--captions", type=int, default=0, metavar="K", help="so many captions a record; default one, without a row for it")
     cache.add_argument("--out", required=True, metavar="DIR", help="the set becomes DIR/SPLIT")
     cache.add_argument("--source", metavar="NAME", help="this source instead of the run's; more with data.* keys")
     cache.add_argument("--split", help="this split instead of the run's training split")
@@ -199,7 +206,8 @@ def _convert(verbs: Any) -> None:
         sub = _raw(actions, name, CONVERT, help=help, description=description)
         sub.add_argument("source", metavar="SOURCE", help="folder or file of weights")
         sub.add_argument("--act", metavar="NAME", help="activation of the towers, where the files do not say: gelu, quick_gelu, gelu_tanh")
-        sub.add_argument("--component", metavar="NAME", help="of a diffusion pipeline: unet, transformer, vae, text_encoder")
+        parts = "unet, transformer, vae, text_encoder, decoder, super_res"
+        sub.add_argument("--component", metavar="NAME", help=f"of a diffusion pipeline: {parts}")
         sub.add_argument(
             "--variant", metavar="NAME", help="a published name (SiT-XL/2), or fields in JSON, where a state dict says too little"
         )
@@ -249,11 +257,14 @@ def _ema_std(verb: argparse.ArgumentParser) -> None:
 SAMPLE = """\
 --solver, --steps, --spacing and --guidance stand for keys of config.model.sampler, whose other keys are set as words:
 model.sampler.clip=static. A picture follows from the seed and its number alone: not from --num, --batch_size or the devices.
+With --pipeline the flags are the decoder's, and words begin with a stage's name: prior.model.sampler.steps=10.
 
 examples:
   mmjax sample --workdir runs/digits_ddpm --num 64 --out pictures
   mmjax sample --workdir runs/digits_flow --labels 3,7 --num 16 --guidance 2 --solver heun --steps 25 --out sevens
   mmjax sample --workdir runs/scenes --prompt "a red circle" --prompt "two blue stars" --num 8 --animate --out pictures
+  mmjax sample --pipeline P.json --prompt "a red circle and a blue star" --candidates 4 --out pictures
+  mmjax sample --pipeline P.json --text-diff star.png "a red star" "a blue star" decoder.model.sampler.guidance=2 --out blue
 """
 
 
@@ -267,10 +278,11 @@ def _labels(text: str) -> list[int]:
 def _sample(verbs: Any) -> None:
     about = "Draw pictures with a trained run: DIR/00000.png, ..., DIR/grid.png, and DIR/samples.json, written last."
     sample = _raw(verbs, "sample", SAMPLE, help="draw pictures with a run", description=about)
-    sample.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
+    sample.add_argument("--workdir", metavar="DIR", help="a run's workdir")
+    sample.add_argument("--pipeline", metavar="FILE", help="in place of it, the stages of unCLIP: JSON, see docs/unclip.md")
     sample.add_argument("--step", type=int, help="which checkpoint; default the newest")
     _ema_std(sample)
-    sample.add_argument("--num", type=int, default=64, metavar="N", help="pictures; default 64")
+    sample.add_argument("--num", type=int, metavar="N", help="pictures; default 64, of a pipeline one a prompt, or 8")
     sample.add_argument(
         "--prompt", action="append", dest="prompts", metavar="TEXT", help="may be given several times; gone through in turn"
     )
@@ -284,6 +296,20 @@ def _sample(verbs: Any) -> None:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch_size", type=int, default=64, metavar="B", help="pictures drawn at a time; default 64")
     sample.add_argument("--animate", action="store_true", help="also write DIR/path.webp, the way from noise")
+    chain = sample.add_argument_group("with a pipeline")
+    chain.add_argument("--candidates", type=int, metavar="N", help="draw so many of each and keep the one that CLIP likes best")
+    chain.add_argument("--variations-of", "--variations_of", metavar="IMG", help="pictures of the same content: DDIM inversion, then --eta")
+    chain.add_argument("--interpolate", nargs=2, metavar=("A", "B"), help="pictures between two pictures")
+    chain.add_argument(
+        "--text-diff", "--text_diff", nargs=3, metavar=("IMG", "FROM", "TO"), help="a picture changed from one caption to another"
+    )
+    chain.add_argument(
+        "--embedding", metavar="WHAT", help="the decoder is given: prior (default), text (the caption's own), nothing (its words)"
+    )
+    chain.add_argument("--no_words", action="store_true", help="the decoder is not told the caption beside the embedding")
+    chain.add_argument("--eta", type=float, metavar="H", help="of variations: 0 gives the picture back; default 1")
+    chain.add_argument("--noise", metavar="HOW", help="of an interpolation: interpolated (default) or fixed")
+    chain.add_argument("--reach", type=float, metavar="R", help="of a text diff: how far its last picture is turned; default 0.5")
     sample.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sample.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. model.sampler.clip=dynamic")
 
@@ -356,13 +382,25 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser(
         "eval", help="evaluate a run", description="Run the evaluations of a run's config on a checkpoint and print them as JSON."
     )
-    evaluate.add_argument("--workdir", required=True, metavar="DIR", help="a run's workdir")
+    evaluate.add_argument("--workdir", metavar="DIR", help="a run's workdir")
+    evaluate.add_argument("--pipeline", metavar="FILE", help="in place of it, the stages of unCLIP on scenes: JSON, see docs/unclip.md")
     evaluate.add_argument("--step", type=int, help="which checkpoint; default the newest")
     _ema_std(evaluate)
     evaluate.add_argument("--split", help="evaluate on this split instead of the config's, e.g. test")
     evaluate.add_argument(
-        "--report", action="store_true", help="write DIR/report.html: curves, accuracy, confusion matrix, pictures with captions"
+        "--report",
+        action="store_true",
+        help="write DIR/report.html: curves, accuracy, confusion matrix, pictures with captions; of a pipeline beside its file",
     )
+    chain = evaluate.add_argument_group("with a pipeline")
+    chain.add_argument("--prompts", type=int, metavar="N", help="of one object, and as many of two; default 64")
+    chain.add_argument(
+        "--embedding", metavar="WHAT", help="the decoder is given: prior (default), text, nothing, or image, the true picture's"
+    )
+    chain.add_argument("--no_words", action="store_true", help="the decoder is not told the caption beside the embedding")
+    chain.add_argument("--candidates", type=int, metavar="N", help="draw so many of each and keep the one that CLIP likes best")
+    chain.add_argument("--seed", type=int, default=0)
+    chain.add_argument("--batch_size", type=int, default=64, metavar="B", help="pictures drawn at a time; default 64")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. data.dir=/sets mesh.data=1")
     _distributed(evaluate)
 

@@ -49,8 +49,6 @@ def write(
     Raises:
       UserError: the file cannot be written.
     """
-    path = Path(workdir) / FILE
-    name = Path(workdir).resolve().name
     sections = [
         ("Scores", _scores(evaluation)),
         ("Curves", report_charts.curves(metrics)),
@@ -58,9 +56,18 @@ def write(
         ("Pictures and the captions they like best", _pictures(samples)),
         ("Run", _facts(Path(workdir), metrics, config, evaluation)),
     ]
-    body = "\n".join(f"<section><h2>{title}</h2>\n{content}</section>" for title, content in sections)
-    page = _PAGE.format(title=escape(name), subtitle=_subtitle(config, evaluation), style=_STYLE, body=body)
-    partial = path.with_name(FILE + ".partial")
+    return write_page(Path(workdir) / FILE, Path(workdir).resolve().name, _subtitle(config, evaluation), sections)
+
+
+def write_page(path: Path, title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> Path:
+    """Writes a page in one move and returns its path. `subtitle` and the sections' second parts are HTML.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    body = "\n".join(f"<section><h2>{escape(name)}</h2>\n{content}</section>" for name, content in sections)
+    page = _PAGE.format(title=escape(title), subtitle=subtitle, style=_STYLE, body=body)
+    partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(page, encoding="utf-8")
         os.replace(partial, path)
@@ -68,6 +75,24 @@ def write(
         partial.unlink(missing_ok=True)
         raise UserError(f"cannot write '{path}': {e.strerror or e}; free some space or make the folder writable") from None
     return path
+
+
+def figures(pictures: Sequence[tuple[UInt8[np.ndarray, "_ _ _"], str]], note: str = "") -> str:
+    """Pictures with what stands below each, and a line above them all."""
+    shown = (
+        f'<figure><img src="{_data_url(image)}" alt="{escape(text, quote=True)}"><figcaption>{escape(text)}</figcaption></figure>'
+        for image, text in pictures
+    )
+    return f'<p>{escape(note)}</p><div class="grid">{"".join(shown)}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Words in a table; the first of a row names it."""
+    top = "".join(f'<th scope="col">{escape(word)}</th>' for word in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(word)}</td>" for word in row[1:])}</tr>' for row in rows
+    )
+    return f'<table class="plain"><tr>{top}</tr>{body}</table>'
 
 
 def _subtitle(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

@@ -3,9 +3,7 @@
 import argparse
 import dataclasses
 import json
-import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
 
+from mmjax.cli import picture_files
 from mmjax.cli.eval import load_params
+from mmjax.cli.picture_files import SHOWN, levels
 from mmjax.cli.program import Program, assemble
 from mmjax.core import config as config_lib
 from mmjax.core import rng
 from mmjax.core.errors import UserError
 from mmjax.core.progress import Progress
 from mmjax.core.types import Params
-from mmjax.data.image import to_pil
 from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import encode
 from mmjax.tasks import guides
@@ -30,22 +28,40 @@ from mmjax.tasks.diffusion_sampling import Sampler
 
 # flag -> key of config.model.sampler
 FLAGS = {"solver": "solver", "solver_steps": "steps", "spacing": "spacing", "guidance": "guidance"}
+# attribute -> flag of what only a chain of stages does.
+CHAINED = {
+    "candidates": "--candidates",
+    "variations_of": "--variations-of",
+    "interpolate": "--interpolate",
+    "text_diff": "--text-diff",
+    "embedding": "--embedding",
+    "no_words": "--no_words",
+    "eta": "--eta",
+    "noise": "--noise",
+    "reach": "--reach",
+}
 # What a picture is drawn for, by the predict function that a task has.
 FUNCTIONS = {"text_to_image": "prompts", "class_to_image": "labels", "sample": None}
-SHOWN = 144  # pictures on the grid
 FRAMES = 40  # of the animation, at most
-HOLD = 12  # times that the last frame is shown
-FRAME_MS = 80
-MARGIN = 2  # pixels between the grid's pictures
+NUM = 64  # pictures, where --num does not say
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.pipeline is not None:
+        from mmjax.cli import sample_pipeline
+
+        return sample_pipeline.main(args)
+    if args.workdir is None:
+        raise UserError(
+            "mmjax sample draws with a run, --workdir DIR, or with a chain of several, --pipeline FILE.json; give one of the two"
+        )
+    refuse(args, CHAINED, "--pipeline")
+    args.num = NUM if args.num is None else args.num
     config = complete(config_lib.open_workdir(args.workdir), args.workdir)
     config = config_lib.override(config, args.overrides)
     configure(config, args)
     out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out '{out}' is there already; choose a new folder")
+    picture_files.check_new(out)
     program = assemble(config)
     name, asked = conditions(program, args)
     step, weights, params = load_params(program, Path(args.workdir), args.step, args.ema_std)
@@ -58,9 +74,17 @@ def main(args: argparse.Namespace) -> int:
         "sampler": config_lib.to_dict(config.model.sampler),
         "pictures": [{"file": f"{i:05d}.png", **_told(name, asked, i, args)} for i in range(len(drawn))],
     }
-    write(out, drawn, way, record)
+    picture_files.write(out, drawn, way, record)
     print(json.dumps({k: v for k, v in record.items() if k != "pictures"} | {"num": len(drawn), "out": str(out)}, indent=1))
     return 0
+
+
+def refuse(args: argparse.Namespace, flags: Mapping[str, str], other: str) -> None:
+    """Raises UserError where one of the flags (attribute -> flag) is given, which go with `other`."""
+    for name, flag in flags.items():
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            raise UserError(f"{flag} goes with {other}; leave it out")
 
 
 def complete(config: ConfigDict, workdir: str) -> ConfigDict:
@@ -166,52 +190,3 @@ def draw(
 def _thinned(way: Float[np.ndarray, "T n H W C"]) -> Float[np.ndarray, "F n H W C"]:
     """At most FRAMES of the states, the first and the last among them."""
     return way[np.unique(np.linspace(0, len(way) - 1, min(FRAMES, len(way))).round().astype(int))]
-
-
-def levels(x: Float[np.ndarray, "*b"]) -> UInt8[np.ndarray, "*b"]:
-    """0..1 as 0..255.
-
-    Raises:
-      UserError: values that are no numbers.
-    """
-    if not np.isfinite(x).all():
-        raise UserError("the model drew values that are not finite: its weights are damaged, or the solver's steps are too large for it")
-    return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
-
-
-def grid(pictures: UInt8[np.ndarray, "N H W C"]) -> Image.Image:
-    """The first pictures side by side; small ones are enlarged, every pixel a square."""
-    shown = [to_pil(p) for p in pictures[:SHOWN]]
-    scale = max(1, 64 // shown[0].width)
-    columns = math.ceil(math.sqrt(len(shown)))
-    cell = tuple(scale * side + MARGIN for side in shown[0].size)
-    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, math.ceil(len(shown) / columns) * cell[1] + MARGIN), (255, 255, 255))
-    for i, picture in enumerate(shown):
-        at = (i % columns * cell[0] + MARGIN, i // columns * cell[1] + MARGIN)
-        sheet.paste(picture.convert("RGB").resize((cell[0] - MARGIN, cell[1] - MARGIN), Image.Resampling.NEAREST), at)
-    return sheet
-
-
-def write(out: Path, pictures: np.ndarray, way: np.ndarray | None, record: dict[str, Any]) -> None:
-    """Pictures, grid.png, path.webp, and last samples.json, without which the folder is not complete.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for entry, picture in zip(record["pictures"], pictures, strict=True):
-            to_pil(picture).save(out / entry["file"])
-        grid(pictures).save(out / "grid.png")
-        if way is not None:
-            animate([grid(frame) for frame in way], out / "path.webp")
-        (out / "samples.json").write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as e:
-        raise UserError(f"--out '{out}' cannot be written: {e}") from e
-    print(f"pictures: {out}, {out / 'grid.png'}", file=sys.stderr)
-
-
-def animate(frames: Sequence[Image.Image], path: Path) -> None:
-    """One file that plays the frames and rests on the last."""
-    frames = [*frames, *[frames[-1]] * HOLD]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, lossless=True)

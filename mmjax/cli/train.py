@@ -103,7 +103,7 @@ def slim(program: Program, s: TrainState) -> tuple[TrainState, dict[str, Any]]:
     return dataclasses.replace(s, params=tree.select(s.params, lambda p: p not in program.roles.frozen)), frozen
 
 
-def start_state(program: Program, checkpoints: Checkpoints, say: Callable[[str], None]) -> TrainState:
+def start_state(program: Program, checkpoints: Checkpoints, feed: Feed, say: Callable[[str], None]) -> TrainState:
     """The newest sound checkpoint, else a fresh state, with another run's parameters where the config says so."""
     if checkpoints.steps():
         body, frozen = slim(program, program.abstract)
@@ -114,6 +114,11 @@ def start_state(program: Program, checkpoints: Checkpoints, say: Callable[[str],
     fresh = program.init()
     if program.task.weights is not None:
         fresh = dataclasses.replace(fresh, params=tree.merge(fresh.params, given_weights(program.task.weights(), fresh.params)))
+    if program.task.fit is not None:
+        with feed.whole() as batches:
+            found = program.task.fit(batches)
+        say(f"fitted to the first examples: {', '.join(tree.flatten(found))}")
+        fresh = dataclasses.replace(fresh, params=tree.merge(fresh.params, given_weights(found, fresh.params)))
     if program.config.init_from.path:
         params = initialise_from(program, fresh.params, say)
         trained, _ = program.roles.split(params)
@@ -252,7 +257,7 @@ def run(program: Program, workdir: Path, *, command: str, profile: tuple[int, in
         say = progress.say if first else lambda message: None
         keep = {k: c.checkpoint[k] for k in ("keep_last", "keep_every", "best", "best_mode")}
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", **keep, log=say))
-        state = start_state(program, checkpoints, say)
+        state = start_state(program, checkpoints, batches, say)
         start = int(state.step)
         if start >= c.steps:
             say(f"'{workdir}' is trained to step {start} already; raise steps (now {c.steps}) to go on")

@@ -52,6 +52,19 @@ def of(source: Source, classes: tuple[str, ...]) -> tuple[Json, str]:
     return config, where
 
 
+def part(source: Source, folder: str, kind: str) -> tuple[Json, str]:
+    """The config.json of one of the folders that are a model together, and what messages call it.
+
+    Raises:
+      UserError: there is none, or it is of another class.
+    """
+    config, where = source.jsons.get(f"{folder}/config.json"), f"{source.folder / folder}: config.json"
+    if not isinstance(config, dict) or config.get("_class_name") != kind:
+        got = f"is of class {config.get('_class_name')!r}" if isinstance(config, dict) else "is missing"
+        raise UserError(f"{where} {got}, expected {kind}")
+    return config, where
+
+
 def read(describe: Callable[[Json, str], Any], config: Json, where: str) -> Any:
     """describe(config, where), and one line where the config is not built as it must be."""
     try:
@@ -79,18 +92,19 @@ def unet(config: Json, where: str) -> dict[str, Any]:
 
 def _plain(config: Json, where: str) -> dict[str, Any]:
     c = {**{"block_out_channels": (224, 448, 672, 896), "attention_head_dim": 8, "in_channels": 3, "out_channels": 3}, **config}
-    check(c, {**FIXED, "class_embed_type": None, "time_embedding_dim": None, "add_attention": True}, where)
+    check(c, {**FIXED, "class_embed_type": None, "time_embedding_dim": None}, where)
     check(c, {"mid_block_type": "UNetMidBlock2D"}, where)
     types = c.get("down_block_types", ("DownBlock2D", *("AttnDownBlock2D",) * 3))
     attention, _, resample = _levels(c, types, SELF, where)
     groups, scale_shift = c.get("norm_num_groups", 32), _scale_shift(c, where)
+    attends = c.get("add_attention", True)  # in the middle
     mid = c.get("attn_norm_num_groups") or (None if scale_shift else groups)
-    if mid != groups:
+    if attends and mid != groups:
         raise UserError(f"{where}: attn_norm_num_groups is {mid}, and the networks here have it as norm_num_groups, {groups}")
     width = c["attention_head_dim"]
     network = {**_common(c, resample), "attention": attention, "groups": groups, "scale_shift": scale_shift}
     network |= {"heads": 1} if width is None else {"head_width": width}
-    return _model(c, network)
+    return _model(c, network | ({} if attends else {"mid_attention": 0}))
 
 
 def _conditioned(config: Json, where: str) -> dict[str, Any]:

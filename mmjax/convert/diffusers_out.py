@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.convert import diffusion
+from mmjax.convert import diffusion, unclip
 from mmjax.convert.family import Target
 from mmjax.core.errors import UserError
 from mmjax.models import autoencoder_kl, dit, unet
@@ -17,12 +17,16 @@ UNTOLD = (
 
 
 def network(config: Mapping[str, Any]) -> Target:
-    """The folder of UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel.
+    """The folder of UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel; of unCLIP's stages the two folders of each.
 
     Raises:
       UserError: a network that diffusers has no class for.
     """
     model = config["model"]
+    if "embedding" in model:
+        return _decoder(model)
+    if model.get("last_until") is not None:
+        return _upsampler(model)
     kinds = {"unet": _unet, "dit": _dit}
     kind = model["network"]["type"]
     if kind not in kinds:
@@ -89,6 +93,33 @@ def _unet(model: Mapping[str, Any]) -> Target:
     return Target(diffusion.DIFFUSERS_UNET, (), {"config.json": written}, STEM)
 
 
+def _decoder(model: Mapping[str, Any]) -> Target:
+    embedding, net = model["embedding"], unclip.network(model)
+    plain = embedding.get("null", "learned") == "learned" and not embedding.get("unit") and not embedding.get("pooled")
+    if not (plain and embedding.get("text") and embedding.get("project") and embedding.get("tokens", 4)):
+        raise UserError(
+            "diffusers' UnCLIPTextProjModel has a learned null, projects words, adds the caption's embedding and none of another form; "
+            "config.model.embedding is not of that kind"
+        )
+    text = {
+        "_class_name": "UnCLIPTextProjModel",
+        "clip_embeddings_dim": embedding["width"],
+        "clip_extra_context_tokens": embedding.get("tokens", 4),
+        "cross_attention_dim": embedding["context_width"],
+        "time_embed_dim": net.embedding_width,
+    }
+    inner = _unet({**model, "context": {**model["context"], "width": embedding["context_width"]}}).jsons["config.json"]
+    return Target(unclip.DECODER, (), {"decoder/config.json": inner, "text_proj/config.json": text}, STEM, folders=("decoder", "text_proj"))
+
+
+def _upsampler(model: Mapping[str, Any]) -> Target:
+    net = dict(model["network"])
+    both = {**net, "in_channels": net["in_channels"] + net.pop("low_res"), "low_res": 0}
+    config = _unet({**model, "network": both}).jsons["config.json"]
+    folders = ("super_res_first", "super_res_last")
+    return Target(unclip.UPSAMPLER, (), {f"{name}/config.json": config for name in folders}, STEM, folders=folders)
+
+
 def _shared(net: unet.UNet) -> Json:
     rows = net.classes + (net.label_dropout > 0) if net.classes else 0
     return {
@@ -118,8 +149,8 @@ def _plain(net: unet.UNet) -> Json:
     widths = {net.channels[i] // net.levels.heads_at(i) for i, depth in enumerate(net.levels.attention) if depth}
     widths |= {net.channels[-1] // net.levels.heads_at(len(net.channels) - 1)}
     one = all(net.levels.heads_at(i) == 1 for i in range(len(net.channels)))
-    if net.vector or net.numbers or net.mid_attention != 1 or any(depth > 1 for depth in net.levels.attention):
-        raise UserError("diffusers' UNet2DModel has attention of one layer, in the middle too, and no vector beside the time")
+    if net.vector or net.numbers or net.mid_attention > 1 or any(depth > 1 for depth in net.levels.attention):
+        raise UserError("diffusers' UNet2DModel has attention of one layer and no vector beside the time")
     if len(widths) > 1 and not one:
         raise UserError(f"diffusers' UNet2DModel has heads of one width; this one's are {', '.join(map(str, sorted(widths)))} wide")
     how = "resnet" if net.resample == "residual" else "conv"
@@ -127,12 +158,12 @@ def _plain(net: unet.UNet) -> Json:
         "_class_name": "UNet2DModel",
         **_types(net, "ResnetDownsampleBlock2D" if how == "resnet" else "DownBlock2D", "AttnDownBlock2D"),
         "attention_head_dim": None if one else widths.pop(),
-        "attn_norm_num_groups": net.groups,
+        "attn_norm_num_groups": net.groups if net.mid_attention else None,
         "downsample_type": how,
         "upsample_type": how,
         "center_input_sample": False,
         "time_embedding_type": "positional",
-        "add_attention": True,
+        "add_attention": bool(net.mid_attention),
     }
 
 

@@ -46,7 +46,7 @@ def _told(source: Source, variants: Collection[str], fields: Mapping[str, Any], 
     return {**fields, **{k: v for k, v in given.items() if k not in more}}
 
 
-def _by_shapes(describe: Callable[[Source], dict[str, Any]]) -> Callable[[Source], dict[str, Any]]:
+def by_shapes(describe: Callable[[Source], dict[str, Any]]) -> Callable[[Source], dict[str, Any]]:
     """`describe`, with one line where a tensor whose shape it asks for is missing."""
 
     @functools.wraps(describe)
@@ -81,7 +81,7 @@ def _diffusers_unet(source: Source) -> dict[str, Any]:
     config, where = diffusers_config.of(source, ("UNet2DModel", "UNet2DConditionModel"))
     model = diffusers_config.unet(config, where)
     network = {**_told(source, unets.VARIANTS, {k: v for k, v in model["network"].items() if k != "type"}, UNet), "type": "unet"}
-    return {"model": {**model, "network": network, **schedulers.read(source)}}
+    return {"model": {**model, "network": network, "channels": network["in_channels"], **schedulers.read(source)}}
 
 
 DIFFUSERS_UNET = Layout(
@@ -95,7 +95,7 @@ DIFFUSERS_UNET = Layout(
 )
 
 
-@_by_shapes
+@by_shapes
 def _adm(source: Source) -> dict[str, Any]:
     """From shapes and, for heads, from the published network that has these shapes."""
     _told(source, unets.VARIANTS, {}, UNet, ("order", "size"))
@@ -123,7 +123,7 @@ ADM = Layout(
 )
 
 
-@_by_shapes
+@by_shapes
 def _adm_classifier(source: Source) -> dict[str, Any]:
     _told(source, unet_classifier.VARIANTS, {}, unet_classifier.UNetClassifier)
     fields, size = unet_shapes.classifier(source)
@@ -145,7 +145,7 @@ ADM_CLASSIFIER = Layout(
 )
 
 
-@_by_shapes
+@by_shapes
 def _edm(source: Source) -> dict[str, Any]:
     kind, fields, size, channels = unet_shapes.edm(source)
     module = {"unet": UNet, "song_unet": song_unet.SongUNet, "edm2": edm2.EDM2}[kind]
@@ -195,7 +195,7 @@ def _transformer(source: Source, fields: dict[str, Any]) -> dict[str, Any]:
     return {"network": {"type": "dit", **fields}, **({"size": size} if size else {}), "channels": channels, **labels}
 
 
-@_by_shapes
+@by_shapes
 def _dit(source: Source) -> dict[str, Any]:
     """DiT and SiT have the same tensors: which of them it is, and so how it was trained, `variant` says."""
     where, name = str(source.path), source.variant if isinstance(source.variant, str) else None
@@ -261,7 +261,7 @@ AUTOENCODER = Layout(
 )
 
 
-@_by_shapes
+@by_shapes
 def _ldm_autoencoder(source: Source) -> dict[str, Any]:
     """From shapes. They do not tell what a diffusion model scales the latents by: `variant` does, a key of SCALES, or the fields."""
     fields = autoencoder_kl.ldm_describe(source.tensors, str(source.path))

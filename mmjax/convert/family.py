@@ -36,6 +36,7 @@ class Target:
       names: what the layout's rules are given as the names of a file's tensors.
       jsons: file name -> content.
       stem: of the file of weights.
+      folders: of which each has its own such file; the names of its tensors begin with the folder's, and so do those of `jsons`.
     """
 
     layout: Layout
@@ -43,6 +44,7 @@ class Target:
     jsons: dict[str, Any]
     stem: str
     notes: list[str] = dataclasses.field(default_factory=list)
+    folders: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,13 +3,24 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from mmjax.convert import bert, clip, diffusion, own, siglip, t5
+from mmjax.convert import bert, clip, diffusion, own, prior, siglip, t5, unclip
 from mmjax.convert.layout import Layout
 from mmjax.convert.source import PREFIXES
 from mmjax.convert.tensors import some
 from mmjax.core.errors import UserError
 
-LAYOUTS = (own.OWN, siglip.BIG_VISION, clip.OPENAI, siglip.HF_SIGLIP, clip.HF_CLIP, bert.HF_BERT, t5.HF_T5, *diffusion.LAYOUTS)
+LAYOUTS = (
+    own.OWN,
+    siglip.BIG_VISION,
+    clip.OPENAI,
+    siglip.HF_SIGLIP,
+    clip.HF_CLIP,
+    bert.HF_BERT,
+    t5.HF_T5,
+    *diffusion.LAYOUTS,
+    *unclip.LAYOUTS,
+    *prior.LAYOUTS,
+)
 
 
 def recognise(names: Collection[str], where: Path) -> Layout:

@@ -14,7 +14,7 @@ import numpy as np
 from mmjax.convert import diffusers_out
 from mmjax.convert.family import Family, Fields, Model, compiled, finished
 from mmjax.core.errors import UserError, suggest
-from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unet, unet_classifier
+from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unclip, unet, unet_classifier
 
 MODULES = {"unet": unet, "song_unet": song_unet, "edm2": edm2, "dit": dit}  # by `type`
 # Inputs that some networks have beside x, t, context and labels.
@@ -43,12 +43,16 @@ def build(fields: Fields, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | No
     spec = lambda *shape: jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     side = fields.get("size") or 2 ** len(getattr(module, "channels", ()))
     given = {"labels": jax.ShapeDtypeStruct((1,), jnp.int32)} if module.classes else {}
-    if "context" in fields:
+    shapes = {}
+    if "embedding" in fields:
+        shapes["condition"], given["context"], given["embedding"] = _condition(fields, module, spec)
+    elif "context" in fields:
         given["context"] = spec(fields["context"]["length"], fields["context"]["width"])
     if isinstance(module, unet.UNet):
         given |= {name: spec(getattr(module, name)) for name in ("vector", "numbers") if getattr(module, name)}
         given |= {"low_res": spec(1, 1, module.low_res)} if module.low_res else {}
-    shapes = jax.eval_shape(functools.partial(module.init, jax.random.key(0)), spec(side, side, fields["channels"]), spec(), **given)
+    made = jax.eval_shape(functools.partial(module.init, jax.random.key(0)), spec(side, side, fields["channels"]), spec(), **given)
+    shapes |= {name: made["params"] for name in ("network", "last") if name == "network" or fields.get("last_until") is not None}
     call = compiled(lambda params, x, t, **given: module.apply({"params": params["network"]}, x, t, **given), mesh)
     further = FURTHER.get(fields["network"]["type"], ())
 
@@ -60,7 +64,17 @@ def build(fields: Fields, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | No
         given = {"context": context, "labels": labels, **more}
         return call(params, x, t, **{name: jnp.asarray(value) for name, value in given.items() if value is not None})
 
-    return finished({"network": shapes["params"]}, {"network": network})
+    return finished(shapes, {"network": network})
+
+
+def _condition(fields: Fields, module: unet.UNet, spec: Callable) -> tuple[Any, Any, Any]:
+    """Of an embedding shown to the network: the shapes of its parameters, and what the network is given of it."""
+    words = spec(fields["context"]["length"], fields["context"]["width"]) if "context" in fields else None
+    condition = unclip.build(fields["embedding"], module, words and words.shape[-1], where="model.embedding")
+    embedding, there = spec(condition.width), jax.ShapeDtypeStruct((1,), jnp.bool_)
+    told = {"words": words, **({"text_embedding": embedding} if condition.text else {})}
+    (context, added), made = jax.eval_shape(functools.partial(condition.init_with_output, jax.random.key(0)), embedding, there, **told)
+    return made["params"], context, added
 
 
 def _pictures(x: Any, name: str) -> jax.Array:
@@ -125,6 +139,6 @@ def says_classifier(fields: Fields) -> str:
     return f"noisy classifier of widths {', '.join(map(str, fields['classifier']['channels']))}"
 
 
-NETWORK = Family(("network",), ("network",), build, says, {"hf": diffusers_out.network})
+NETWORK = Family(("network",), ("network", "condition", "last"), build, says, {"hf": diffusers_out.network})
 AUTOENCODER = Family(("latent",), ("first_stage",), build_autoencoder, says_autoencoder, {"hf": diffusers_out.autoencoder})
 CLASSIFIER = Family(("classifier",), ("classifier",), build_classifier, says_classifier, {})

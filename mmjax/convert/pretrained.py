@@ -120,12 +120,13 @@ def from_pretrained(
 
     CLIP, SigLIP, BERT and T5: OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by
     transformers 4 or 5, big_vision's `.npz`. Diffusion: diffusers' folders of a U-Net, DiT or KL autoencoder, alone or in a pipeline, and
-    state dicts of guided-diffusion, latent diffusion, DiT, SiT, EDM and EDM2. And our own: folders written by `mmjax convert import`, and
-    workdirs of runs, whose newest checkpoint is read. Nothing that is stored in a file is executed. Weights go to the devices one at a
+    state dicts of guided-diffusion, latent diffusion, DiT, SiT, EDM, EDM2 and Karlo. Our own: folders written by `mmjax convert import`,
+    and workdirs of runs, whose newest checkpoint is read. Nothing that is stored in a file is executed. Weights go to the devices one at a
     time, and to each device only what it holds.
 
     Args:
-      component: of a pipeline's folder ("unet", "transformer", "vae", "text_encoder"), of a file with all of latent diffusion's weights
+      component: of a pipeline's folder ("unet", "transformer", "vae", "text_encoder"; unCLIP's "decoder", which is two folders with
+        text_proj, and "super_res", which is super_res_first and super_res_last), of a file with all of latent diffusion's weights
         ("unet", "vae") or of a run ("network", "first_stage", "text"); by default the network that denoises.
       variant: a published name, or fields of the network, where a state dict does not say them (heads; DiT or SiT).
       mesh: devices to place parameters on, by the sharding table; without it all are on the default device.

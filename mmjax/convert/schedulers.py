@@ -37,6 +37,7 @@ FIXED: dict[str, Json] = {
         **{"use_dynamic_shifting": False, "invert_sigmas": False, "shift_terminal": None, "stochastic_sampling": False},
         **{"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False},
     },
+    "UnCLIPScheduler": {},
 }
 # Their betas and predictions are written the same way, and their solvers are not ours: `sampler` is left to the user.
 UNSOLVED = ("PNDMScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
@@ -95,7 +96,7 @@ def _one(config: Json, key: str, default: str, known: Mapping[str, str], where: 
 def _path(config: Json, where: str) -> dict[str, Any]:
     if config.get("trained_betas") is not None:
         raise UserError(f"{where}: trained_betas is a table; expected a beta_schedule of {', '.join(BETAS)}")
-    betas = _one(config, "beta_schedule", "linear", BETAS, where)
+    betas = _one(config, "beta_schedule", "squaredcos_cap_v2" if config["_class_name"] == "UnCLIPScheduler" else "linear", BETAS, where)
     out = {"name": "discrete", "betas": betas, "steps": config.get("num_train_timesteps", 1000)}
     if betas != "cosine":
         out |= {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
@@ -139,6 +140,13 @@ def _dpm(config: Json, where: str) -> dict[str, Any]:
     return {"solver": solver, **_spaced(config, where, "linspace", opened), **_clipped(config, False)}
 
 
+def _unclip(config: Json, where: str) -> dict[str, Any]:
+    clip = _clipped(config, True)
+    limits = {"clip_range": float(config.get("clip_sample_range", 1.0))} if clip else {}
+    variance = _one(config, "variance_type", "fixed_small", VARIANCES, where)
+    return {"solver": "ddpm", "spacing": "unclip", "options": {"variance": variance}, **clip, **limits}
+
+
 def _flow(config: Json, where: str) -> dict[str, Any]:
     """Their times are 0..1000, and shifted twice (spacing.times, `shift_ends_too`)."""
     shift = config.get("shift", 1.0)
@@ -153,3 +161,4 @@ def _flow(config: Json, where: str) -> dict[str, Any]:
 
 
 SOLVED = {"DDPMScheduler": _ddpm, "DDIMScheduler": _ddim, "EulerDiscreteScheduler": _euler, "DPMSolverMultistepScheduler": _dpm}
+SOLVED |= {"UnCLIPScheduler": _unclip}

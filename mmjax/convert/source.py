@@ -27,7 +27,9 @@ READERS = {
 }
 JSONS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "scheduler_config.json")
 PIPELINE = "model_index.json"  # of diffusers, beside the folders of its components
-DENOISERS = ("unet", "transformer")  # the components of which a pipeline has one, taken where none is asked for
+DENOISERS = ("unet", "transformer", "decoder")  # the components of which a pipeline has one, taken where none is asked for
+# Components of which each is several folders; the first one's name is the scheduler's too.
+JOINT = {"decoder": ("decoder", "text_proj"), "super_res": ("super_res_first", "super_res_last")}
 # What the components of latent diffusion are called in one file of all their weights.
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 
@@ -37,9 +39,10 @@ class Source:
     """What lies in a checkpoint.
 
     Attributes:
-      path: the file of weights, or the index of several.
+      path: the file of weights, or the index of several; of several folders the one they lie in.
       folder: where it lies, with configs.
-      jsons: file name -> content, of those of `JSONS` that are there, and the scheduler's config of the pipeline that a component is of.
+      jsons: file name -> content, of those of `JSONS` that are there, and the scheduler's config of the pipeline that a component is of;
+        of several folders (JOINT) `FOLDER/config.json`, and their tensors' names begin with the folder's.
       tokenizer: the folder of its files, where it is another one.
       variant: what a caller knows of the model and files may not say: a published name, or fields.
     """
@@ -78,17 +81,39 @@ def open_source(path: str | Path, component: str | None = None, variant: str | M
         raise UserError(
             f"no file or folder {str(path)!r}; weights are not downloaded: fetch them first (hf download NAME --local-dir DIR) and give DIR"
         )
+    joint = _joint(path, component) if path.is_dir() else None
+    if joint is not None:
+        return _joined(path, joint, variant)
     folder = _component(path, component) if path.is_dir() else path.parent
     weights = _weights_of(folder) if path.is_dir() else path
     jsons = {name: _json(folder / name) for name in JSONS if (folder / name).is_file()}
     tensors = read(weights)
     if path.is_dir() and (path / PIPELINE).is_file():
-        scheduler = path / "scheduler" / "scheduler_config.json"
+        own = path / f"{folder.name}_scheduler"  # where every component has one
+        scheduler = (own if own.is_dir() else path / "scheduler") / "scheduler_config.json"
         jsons |= {scheduler.name: _json(scheduler)} if scheduler.is_file() else {}
     elif component is not None and folder == (path if path.is_dir() else path.parent):
         tensors = _part(weights, tensors, component)
     words = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))  # a pipeline's, beside its text encoder
     return Source(weights, folder, tensors, jsons, words if words.is_dir() else None, variant)
+
+
+def _joint(path: Path, component: str | None) -> str | None:
+    """The key of JOINT whose folders all lie at a path, where no other component is asked for."""
+    own = [name for name, folders in JOINT.items() if component in (None, name) and all((path / f).is_dir() for f in folders)]
+    return own[0] if own and not any((path / name).is_dir() for name in DENOISERS[:2] if component is None) else None
+
+
+def _joined(path: Path, name: str, variant: str | Mapping[str, Any] | None) -> Source:
+    tensors, jsons = {}, {}
+    for folder in JOINT[name]:
+        tensors |= {f"{folder}.{key}": x for key, x in read(_weights_of(path / folder)).items()}
+        config = path / folder / "config.json"
+        jsons |= {f"{folder}/config.json": _json(config)} if config.is_file() else {}
+    scheduler = path / f"{name}_scheduler" / "scheduler_config.json"
+    jsons |= {scheduler.name: _json(scheduler)} if scheduler.is_file() else {}
+    words = path / "tokenizer"
+    return Source(path, path, tensors, jsons, words if words.is_dir() else None, variant)
 
 
 def _component(path: Path, component: str | None) -> Path:

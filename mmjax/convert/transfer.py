@@ -68,7 +68,13 @@ def export_to(path: str | Path, to: str, out: str | Path, *, dtype: Any = None, 
     target = target_of(opened.config, to)
     out = _empty(out)
     tensors = export(target.layout.rules(opened.config["model"], target.names), leaves, dtype)
-    files = safetensors.write_set(out, target.stem, tensors, {"format": "pt"})
+    files = []
+    for folder in target.folders or ("",):
+        (out / folder).mkdir(exist_ok=True)
+        prefix = folder and f"{folder}."
+        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        written = safetensors.write_set(out / folder, target.stem, own, {"format": "pt"})
+        files += [f"{folder}/{name}" if folder else name for name in written]
     for name, content in target.jsons.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     written = [*files, *target.jsons, *_copy_tokenizer(opened.source.words, out)]

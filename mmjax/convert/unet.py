@@ -88,24 +88,25 @@ def product(theirs: str, ours: str, places: int = 0, bias: bool = True) -> list[
     return [*rules, Rule(f"{theirs}.bias", f"{ours}/bias", identity)] if bias else rules
 
 
-# How one tensor holds queries, keys and values of all heads: which axis counts the three (0), heads (1) and a head's channels (2).
+# How one tensor holds queries, keys and values of all heads (or keys and values): which axis counts those (0), heads (1) and a head's
+# channels (2).
 JOINED = {"new": (0, 1, 2), "legacy": (1, 0, 2), "interleaved": (1, 2, 0)}
 
 
-def joined(order: str, heads: int, places: int | None) -> Op:
-    """q, k and v in one tensor [3 D, ...] <-> one each; matrices over `places` axes, or None for biases."""
+def joined(order: str, heads: int, places: int | None, parts: int = 3) -> Op:
+    """q, k and v (or k and v alone) in one tensor [3 D, ...] <-> one each; matrices over `places` axes, or None for biases."""
     axes = JOINED[order]
     part = Op(lambda x: (x,), lambda x: (x,)) if places is None else matrix(places)
 
     def forward(x: Array) -> tuple[Array, ...]:
-        sizes = (3, heads, x.shape[0] // (3 * heads))
+        sizes = (parts, heads, x.shape[0] // (parts * heads))
         x = x.reshape(*(sizes[a] for a in axes), *x.shape[1:])
         whole = np.moveaxis(x, [axes.index(a) for a in range(3)], [0, 1, 2])
         return tuple(part.forward(y.reshape(-1, *y.shape[2:]))[0] for y in whole)
 
     def inverse(*xs: Array) -> tuple[Array, ...]:
         whole = np.stack([part.inverse(x)[0] for x in xs])
-        whole = whole.reshape(3, heads, -1, *whole.shape[2:])
+        whole = whole.reshape(parts, heads, -1, *whole.shape[2:])
         whole = np.moveaxis(whole, [0, 1, 2], [axes.index(a) for a in range(3)])
         return (whole.reshape(-1, *whole.shape[3:]),)
 
@@ -235,10 +236,13 @@ def adm(net: UNet | UNetClassifier, names: Collection[str] = (), order: str = "l
         if step.attention and getattr(net, "kind", "self") == "cross":
             rules += transformer(attention, step.attention, is_linear(names, f"{attention}.proj_in.weight") if linear is None else linear)
         elif step.attention:
+            added = getattr(net, "kind", "self") == "added"
+            ours = step.attention if added else f"{step.attention}/attn"
             rules += [
                 *pieces.norm(f"{attention}.norm", f"{step.attention}/norm"),
-                *joined_attention(f"{attention}.qkv", f"{step.attention}/attn", order, levels(step.level), 1),
-                *product(f"{attention}.proj_out", f"{step.attention}/attn/out", 1),
+                *joined_attention(f"{attention}.qkv", ours, order, levels(step.level), 1),
+                *product(f"{attention}.proj_out", f"{ours}/out", 1),
+                *(_added(f"{attention}.encoder_kv", ours, order, levels(step.level)) if added else []),
             ]
     rules += pieces.norm("out.0", "norm_out")
     return rules + (_pooling(levels(len(net.channels) - 1)) if isinstance(net, UNetClassifier) else convolution("out.2", "conv_out"))
@@ -253,6 +257,15 @@ def _heads(net: UNet | UNetClassifier) -> Any:
 
 def _has_attention(net: UNet | UNetClassifier, level: int) -> bool:
     return bool(net.attention and net.attention[level])
+
+
+def _added(theirs: str, ours: str, order: str, heads: int) -> list[Rule]:
+    """GLIDE's keys and values of the words, in one."""
+    targets = lambda leaf: tuple(f"{ours}/added_{name}/{leaf}" for name in "kv")
+    return [
+        Rule(f"{theirs}.weight", targets("kernel"), joined(order, heads, 1, 2)),
+        Rule(f"{theirs}.bias", targets("bias"), joined(order, heads, None, 2)),
+    ]
 
 
 def _adm_block(theirs: str, ours: str, skip: bool) -> list[Rule]:

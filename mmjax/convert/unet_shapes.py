@@ -38,7 +38,7 @@ def adm(source: Source) -> tuple[Fields, str]:
     Raises:
       UserError: no published network has these shapes, and nobody says how many heads it has.
     """
-    fields = _adm_shapes(source.tensors)
+    fields = of_adm(source.tensors)
     name, given = (source.variant, {}) if isinstance(source.variant, str) else (None, source.variant or {})
     published = unet.VARIANTS.get(name) if name else _published(fields)
     if published is not None:
@@ -61,7 +61,7 @@ def adm(source: Source) -> tuple[Fields, str]:
     return fields, "new" if new else "legacy"
 
 
-def _adm_shapes(t: Tensors) -> Fields:
+def of_adm(t: Tensors) -> Fields:
     base = t["time_embed.0.weight"].shape[1]
     outputs = 1 + highest(t, r"output_blocks\.(\d+)\.")
     ends = [f"{i}.{leaf}.weight" for i in (1, 2) for leaf in ("conv", "in_layers.0")]  # of what doubles the resolution
@@ -71,18 +71,19 @@ def _adm_shapes(t: Tensors) -> Fields:
     first = [1 + level * (blocks + 1) for level in range(levels)]
     halving = f"input_blocks.{first[0] + blocks}.0"
     width = t[f"input_blocks.{first[0]}.0.out_layers.3.weight"].shape[0]
-    words = next((x.shape[1] for name, x in t.items() if name.endswith("attn2.to_k.weight")), None)
+    width_of = lambda ending: next((x.shape[1] for name, x in t.items() if name.endswith(ending)), None)
+    added, words = width_of("encoder_kv.weight"), width_of("attn2.to_k.weight")
     vector, numbers = 0, 0
     if "label_emb.0.0.weight" in t:
         vector = t["label_emb.0.0.weight"].shape[1]
         numbers = next((n for n in SIZES if vector - n * NUMBER_WIDTH == POOLED), 0)
         vector -= numbers * NUMBER_WIDTH
-    fields = {
+    fields: Fields = {
         "channels": tuple(t[f"input_blocks.{n}.0.out_layers.3.weight"].shape[0] for n in first),
         "blocks": blocks,
         "attention": tuple(_depth(t, f"input_blocks.{n}.1") for n in first),
         "mid_attention": _depth(t, "middle_block.1"),
-        "kind": "self" if words is None else "cross",
+        "kind": "added" if added else "cross" if words else "self",
         "in_channels": t["input_blocks.0.0.weight"].shape[1],
         "out_channels": t["out.2.weight"].shape[0],
         "time_width": base,
@@ -92,7 +93,7 @@ def _adm_shapes(t: Tensors) -> Fields:
         "scale_shift": t[f"input_blocks.{first[0]}.0.emb_layers.1.weight"].shape[0] == 2 * width,
         "resample": "residual" if f"{halving}.in_layers.0.weight" in t and levels > 1 else "conv",
     }
-    return fields if words is None else {**fields, "context": words}
+    return fields if added is words is None else {**fields, "context": added or words}
 
 
 def _depth(t: Tensors, at: str) -> int:

@@ -27,17 +27,19 @@ CHECKPOINTS = "checkpoints"
 # Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
 SAMPLED = (
     *("path", "prediction", "sigma_data", "normalised", "condition", "time_scale", "variance", "labels", "sampler"),
-    *("label_context", "uncertainty"),
+    *("label_context", "uncertainty", "embedding", "low_resolution", "last_until", "context_dropout"),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A model that lies in a run: its fields, and which of the run's parameters are its own, as (their beginning, ours)."""
+    """A model that lies in a run: its fields, and which of the run's parameters are its own, as (their beginning, ours);
+    `more` of them, as far as they are there."""
 
     model: dict[str, Any]
     root: tuple[str, str]
     further: dict[str, Any] = dataclasses.field(default_factory=dict)
+    more: tuple[tuple[str, str], ...] = ()
 
 
 def is_run(path: str | Path) -> bool:
@@ -63,9 +65,11 @@ def open_run(path: str | Path, component: str | None = None) -> Source:
     part = parts[component or next(iter(parts))]
     average = next(iter(config.ema), None)
     step, params = checkpoint_read.read_params(path / CHECKPOINTS, ("params", *([f"ema/{average}"] if average else ())))
-    theirs, ours = part.root
     tensors = {
-        ours + name.removeprefix(theirs): of_array(np.asarray(x)) for name, x in tree.flatten(params).items() if name.startswith(theirs)
+        ours + name.removeprefix(theirs): of_array(np.asarray(x))
+        for theirs, ours in (part.root, *part.more)
+        for name, x in tree.flatten(params).items()
+        if name.startswith(theirs)
     }
     record = {"mmjax": FORMAT, "model": part.model, **part.further, "run": {"task": config.task, "step": step, "average": average}}
     return Source(path / CHECKPOINTS / str(step), path, tensors, {"config.json": record}, _words(config, part.model))
@@ -144,13 +148,18 @@ def _diffusion(config: ConfigDict) -> dict[str, Part]:
         latent.pop("cached", None)
         out["first_stage"] = Part({"latent": latent, "channels": channels}, ("first_stage/", "first_stage/"), {"family": "autoencoder_kl"})
         size, channels = size // 2 ** (len(latent["autoencoder"]["mults"]) - 1), latent["autoencoder"]["latent"]
-    fields |= {"size": size, "channels": channels, **{key: model[key] for key in SAMPLED if key in model}}
+    fields |= {"size": size, "channels": channels, **{key: model[key] for key in SAMPLED if model.get(key) is not None}}
     for name, length in (("text", "length"), ("context", "length"), ("label_context", None)):
         if model.get(name) is not None:
             fields["context"] = {"length": 1 if length is None else model[name][length], "width": model[name]["width"]}
     if model.get("text") is not None:
         out["text"] = Part({"text": {"type": "transformer", **model["text"]}}, ("text/", "text/"), {"family": "clip"})
-    return {"network": Part(fields, ("network/", "network/"), {"family": kind}), **out}
+    more = tuple((f"{name}/", f"{name}/") for name in ("condition", "last"))
+    return {"network": Part(fields, ("network/", "network/"), {"family": kind}, more), **out}
+
+
+def _diffusion_prior(config: ConfigDict) -> dict[str, Part]:
+    return {"prior": Part(to_dict(config.model), ("", ""), {"family": "prior"})}
 
 
 _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
@@ -159,6 +168,7 @@ _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
     "noisy_classification": _noisy_classification,
     "autoencoder": _autoencoder,
     "diffusion": _diffusion,
+    "diffusion_prior": _diffusion_prior,
 }
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ Metrics = dict[str, Array]
 PREDICT: dict[str, str] = {
     "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], in the space of texts where there is one, of any length",
     "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], in the space of images where there is one, of any length",
+    "token_features": "(params, tokens int32[B, L]) -> float32[B, L, D], the text tower's states of every token",
     "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], for a linear probe: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
@@ -29,6 +30,12 @@ PREDICT: dict[str, str] = {
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
     "class_to_image": "(params, labels int32[B], keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
     "features_to_image": "(params, context float[B, S, M], keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
+    "image_embedding": "(params, words int32[B, L] or float[B, S, M] or None, text float[B, E], keys key[B]) -> float32[B, E], of a "
+    "picture that the caption, its embedding `text`, may have; each drawn from its key alone",
+    "embedding_to_image": "(params, embedding float[B, E] or None, words int32[B, L] or float[B, S, M] or None, keys key[B], *, "
+    "noise=None, sampler=None) -> float32[B, H, W, C] in 0..1: a picture's embedding, a caption, or both",
+    "invert": "(params, images float[B, H, W, C] in 0..1, embedding, words=None) -> float32[B, h, w, c], `noise` of embedding_to_image",
+    "upsample": "(params, images float[B, h, w, C] in 0..1, keys key[B]) -> float32[B, H, W, C] in 0..1",
     "sample": "(params, keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
     "network": "(params, x float[B, H, W, C], t float[B], *, context=None, labels=None) -> float32[B, H, W, O], as the network has it",
     "bits_per_dimension": "(params, images float[B, H, W, C] in -1..1, labels int32[B] or None, keys key[B]) -> float32[B]",
@@ -60,6 +67,8 @@ class Task:
       can_accumulate: False where the loss is not a mean over examples.
       weights: `weights() -> params`, a partial tree of host arrays that a fresh run starts from in place of `init`'s: what is read from
         files that nobody can ship. Checkpoints hold them, so that the files are not needed again. None where there are none.
+      fit: `fit(batches) -> params`, such a tree that a fresh run makes of its own data before its first step: statistics, principal
+        components. `batches` are host batches, every row on every host, in the order of training and without end.
     """
 
     init: Callable[[Key], Params]
@@ -73,6 +82,7 @@ class Task:
     can_accumulate: bool = True
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights: Callable[[], Params] | None = None
+    fit: Callable[[Iterable[Batch]], Params] | None = None
 
     def __post_init__(self):
         unknown = sorted(set(self.predict) - set(PREDICT))

@@ -29,6 +29,7 @@ class Remembered:
     Attributes:
       key: of the config that names it: `data`, `data.mixture[0]`, `data.streams.text`.
       place: where it lay, for messages.
+      model: fingerprint of the model that made it; empty for a set that none made.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Remembered:
     split: str
     records: int
     fingerprint: str
+    model: str = ""
 
 
 def fingerprint(source: Source) -> str:
@@ -63,7 +65,8 @@ def _bytes_of(value: Any) -> bytes:
 
 def remembered(source: Source, key: str, place: str | None) -> Remembered:
     """The facts about an opened source."""
-    return Remembered(key, place or source.info.name, source.info.name, source.info.split, len(source), fingerprint(source))
+    info = source.info
+    return Remembered(key, place or info.name, info.name, info.split, len(source), fingerprint(source), info.model)
 
 
 def digest(sets: Sequence[Remembered]) -> str:
@@ -98,6 +101,16 @@ def check(workdir: str | os.PathLike, sets: Sequence[Remembered], step: int, acc
     if body != held:
         write_json(path, body)
     return notice
+
+
+def models(workdir: str | os.PathLike) -> dict[str, str]:
+    """Fingerprint of a model -> place of the set it made, of the sets that the run in a workdir is trained on.
+
+    Raises:
+      UserError: a file that is damaged or of a newer format.
+    """
+    path = Path(workdir) / FILE
+    return {s["model"]: s["place"] for s in _read(path)["sets"] if s.get("model")} if path.is_file() else {}
 
 
 def _complaint(workdir: str | os.PathLike, now: Remembered, then: Mapping[str, Any] | None, accept: str) -> str:

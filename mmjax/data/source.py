@@ -35,6 +35,8 @@ class Info:
         and stay when it is copied to another place. Empty if the source cannot tell.
       ids: what the set itself calls its classes, WordNet ids where they are ImageNet's; empty if it names none.
       files, bytes: what it takes on disk; 0 if the source cannot tell.
+      model: fingerprint of the model that made the set, as `mmjax cache` gives it; empty for any other set.
+      words: a file of the words that the set's texts hold, one a line; None where nobody counted them.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Info:
     ids: tuple[str, ...] = ()
     files: int = 0
     bytes: int = 0
+    model: str = ""
+    words: Path | None = None
 
 
 @runtime_checkable

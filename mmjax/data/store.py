@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,10 +26,12 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.data.bad import KINDS, BadSample
 from mmjax.data.files import write_json
 from mmjax.data.source import Info, option, rooted, within
+from mmjax.data.tokenizer import Tokenizer
 from mmjax.version import __version__
 
 FORMAT = 1  # a reader refuses a newer one
-META, TOKENIZER, PARTIAL = "meta.json", "tokenizer.json", ".partial"
+META, TOKENIZER, WORDS, PARTIAL = "meta.json", "tokenizer.json", "words.txt", ".partial"
+_WORD = re.compile(r"\w+")
 _FLOATS = frozenset(name for name in dir(ml_dtypes) if name.startswith(("bfloat", "float")))  # dtypes numpy knows through ml_dtypes
 BAD = "bad"  # the one key of a record whose input could not be used: its kind; reading it raises BadSample
 
@@ -270,6 +273,8 @@ class Cached:
             dict(meta["features"]),
             tuple(shard["records"] for shard in meta["shards"]),
             hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:16],
+            model=meta["model"]["fingerprint"],
+            words=self._folder / WORDS if (self._folder / WORDS).is_file() else None,
         )
 
     def __reduce__(self):
@@ -296,6 +301,26 @@ class Cached:
             raise UserError(
                 f"cached set '{self._folder}' is damaged: {what} ({reason}); restore it, or delete the set and cache again"
             ) from e
+
+
+def words_of(text: str) -> list[str]:
+    """Its words, in lower case, in their order."""
+    return _WORD.findall(text.lower())
+
+
+def write_words(folder: str | os.PathLike, key: str, tokenizer: Tokenizer) -> None:
+    """Writes the words of a finished set's token rows beside it, one a line: what was cut off from a text is not among them."""
+    made = Cached(folder)
+    rows: set[bytes] = set()
+    shape = None
+    for i in range(len(made)):
+        with contextlib.suppress(BadSample):
+            tokens = made[i][key]
+            shape = tokens.shape[-1], tokens.dtype
+            rows.update(row.tobytes() for row in tokens.reshape(-1, tokens.shape[-1]))
+    texts = (tokenizer.decode(np.frombuffer(row, shape[1])) for row in rows)
+    found = sorted({word for text in texts for word in words_of(text)})
+    (Path(folder) / WORDS).write_text("".join(word + "\n" for word in found), encoding="utf-8")
 
 
 def open_cached(config: Any, split: str) -> Cached:

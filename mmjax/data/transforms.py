@@ -19,6 +19,7 @@ from PIL import Image, ImageEnhance
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.data.bad import BadSample
+from mmjax.data.degrade import Degrade
 from mmjax.data.image import Decode, resampling, resized, to_array, to_pil
 from mmjax.data.tokenizer import Tokenizer
 
@@ -358,6 +359,36 @@ class Tokenize:
         return {**example, self.target: self._row(text)}
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenizeAll:
+    """The first `count` of `captions` as int32[count, length] `tokens`, in turn again where there are fewer."""
+
+    tokenize: Tokenize
+    count: int
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        captions = example["captions"]
+        if not captions:
+            raise BadSample("missing", "no caption")
+        source, target = self.tokenize.source, self.tokenize.target
+        rows = [self.tokenize({source: captions[i % len(captions)]}, rng)[target] for i in range(self.count)]
+        return {**example, target: np.stack(rows)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PickRow:
+    """Of arrays with a row a caption, as `mmjax cache --captions` stores them, one row: a random one, of all `keys` the same, or number
+    `index` (for evaluation)."""
+
+    keys: Sequence[str]
+    index: int | None = None
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        count = len(example[self.keys[0]])
+        row = int(rng.integers(count)) if self.index is None else self.index
+        return {**example, **{key: example[key][row] for key in self.keys}}
+
+
 def _text(value: Any) -> str:
     if value is None:
         raise BadSample("missing", "no text")
@@ -399,8 +430,10 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "random_resized_crop": RandomResizedCrop,
     "flip": Flip,
     "random_affine": RandomAffine,
+    "degrade": Degrade,
     "normalize": Normalize,
     "pick_caption": PickCaption,
+    "pick_row": PickRow,
     "tokenize": Tokenize,
     "keep": Keep,
     "rename": Rename,

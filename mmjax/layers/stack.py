@@ -26,7 +26,7 @@ REMAT = ("none", "full", "dots")
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)). B batch, L tokens, D width.
 
-    Parameters `norm1`, `attn`, `norm2`, `mlp`. `keys` (one an example) turn dropout on.
+    Parameters `norm1`, `attn`, `norm2`, `mlp`. `keys` (one an example) turn dropout on; `mask` is `Attention`'s.
     """
 
     heads: int
@@ -42,10 +42,12 @@ class Block(nn.Module):
     up_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None = None) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None = None, mask: Bool[Array, "#B #H #L S"] | None = None
+    ) -> Float[Array, "B L D"]:
         drop = lambda y, use: dropout(y, self.dropout, None if keys is None else rng.fold(keys, use))
         attn = Attention(self.heads, self.causal, self.dtype, self.kernel_init, self.out_init, self.backend, name="attn")
-        x = x + drop(attn(LayerNorm(self.eps, self.dtype, name="norm1")(x)), 0)
+        x = x + drop(attn(LayerNorm(self.eps, self.dtype, name="norm1")(x), mask=mask), 0)
         mlp = Mlp(self.mlp, self.act, self.dtype, self.up_init, self.out_init, name="mlp")
         x = x + drop(mlp(LayerNorm(self.eps, self.dtype, name="norm2")(x)), 1)
         return constrain(x, "batch", None, None)

@@ -87,6 +87,10 @@ class CLIP(nn.Module):
         """Projected features of texts, of any length."""
         return self.text_proj(self.text(tokens, keys))
 
+    def token_features(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The text tower's features of every token, before the projection."""
+        return self.text.sequence(tokens)
+
     def logits(self, images: Float[Array, "B H W C"], tokens: Int[Array, "N L"]) -> Float[Array, "B N"]:
         """Scaled cosines, plus the bias where there is one, of every image with every text."""
         cosines = normalise(self.encode_image(images)) @ normalise(self.encode_text(tokens)).T

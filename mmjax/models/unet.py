@@ -82,6 +82,11 @@ class UNet(nn.Module):
         return Levels(self.channels, self.blocks, attention, self.kind, self.heads, self.head_width, self.resample)
 
     @property
+    def embedding_width(self) -> int:
+        """Of the embedding of times, and so of what is added to it."""
+        return 4 * (self.time_width or self.channels[0])
+
+    @property
     def style(self) -> Style:
         shared = ("groups", "eps", "scale_shift", "dropout", "initializer", "dtype", "scan", "remat", "backend")
         return Style(**{name: getattr(self, name) for name in shared})
@@ -149,9 +154,9 @@ class UNet(nn.Module):
         self, t: Array, labels: Array | None, vector: Array | None, numbers: Array | None, keys: Array | None
     ) -> Float[Array, "B E"]:
         """The sum of the embeddings of time, class, vector and numbers."""
-        base = self.time_width or self.channels[0]
+        base, width = self.time_width or self.channels[0], self.embedding_width
         how = {"order": self.time_order, "freq_shift": self.freq_shift}
-        mlp = lambda name: EmbeddingMlp(4 * base, self.dtype, self.style.kernel_init, name=name)
+        mlp = lambda name: EmbeddingMlp(width, self.dtype, self.style.kernel_init, name=name)
         emb = mlp("time")(sinusoidal(t, base, **how))
         if self.classes:
             null = self.label_dropout > 0
@@ -159,7 +164,7 @@ class UNet(nn.Module):
             if keys is not None and null:
                 drop = jax.vmap(lambda key: jax.random.bernoulli(rng.named(key, "label"), self.label_dropout))(keys)
                 labels = jnp.where(drop, self.classes, labels)
-            emb = emb + Embed(self.classes + null, 4 * base, self.dtype, normal(1.0), "classes", name="label")(labels)
+            emb = emb + Embed(self.classes + null, width, self.dtype, normal(1.0), "classes", name="label")(labels)
         if self.vector or self.numbers:
             parts = [] if vector is None else [vector.astype(jnp.float32)]
             if numbers is not None:
@@ -207,6 +212,8 @@ _IDDPM = {"heads": 4, "scale_shift": True, "out_channels": 6}
 _ADM = {"head_width": 64, "scale_shift": True, "resample": "residual", "out_channels": 6, "classes": 1000}
 _ADM128 = {**_ADM, "head_width": None, "heads": 4}
 _ADM64 = {**_levels(192, _64, 3, _at(4, 1)), **_ADM, "dropout": 0.1}
+_UNCLIP = {**_ADM, "classes": 0, "kind": "added"}
+_UPSAMPLER = {**_ADM, "classes": 0, "low_res": 3, "mid_attention": 0}
 _LATENT = {"kind": "cross", "in_channels": 4, "out_channels": 4}
 _SD = _levels(320, (1, 2, 4, 4), 2, _at(4, 0, 2))
 
@@ -232,16 +239,24 @@ VARIANTS = {
     "ldm-txt2img": {**_SD, **_LATENT, "heads": 8},
     "sd1": {**_SD, **_LATENT, "heads": 8},
     "sd2": {**_SD, **_LATENT, "head_width": 64},
+    # The decoder and upsamplers of unCLIP (Ramesh et al. 2022, table 3, 3.5B, 700M and 300M) and of Karlo.
+    "unclip-64": {**_levels(512, _64, 3, _at(4, 1)), **_UNCLIP, "dropout": 0.1},
+    "unclip-256": {**_levels(320, _64, 3, ()), **_UPSAMPLER, "dropout": 0.1},
+    "unclip-1024": {**_levels(192, _HIGH, 2, ()), **_UPSAMPLER},
+    "karlo-64": {**_levels(320, _64, 3, _at(4, 1)), **_UNCLIP, "dropout": 0.1},
+    "karlo-256": {**_levels(320, _64, 3, ()), **_UPSAMPLER, "scale_shift": False, "out_channels": 3},
     "sdxl": {**_levels(320, (1, 2, 4), 2, (0, 2, 10)), **_LATENT, "mid_attention": 10, "head_width": 64, "vector": 1280, "numbers": 6},
 }
 _BY_SIZE = {
     32: ("ddpm-cifar10", "iddpm-cifar10", "ldm8-imagenet256", "ldm-txt2img"),
-    64: ("iddpm-imagenet64", "iddpm-imagenet64-cond", "adm-64", "edm-imagenet64", "ldm4-imagenet256", "sd1"),
+    64: ("iddpm-imagenet64", "iddpm-imagenet64-cond", "adm-64", "edm-imagenet64", "ldm4-imagenet256", "sd1", "unclip-64", "karlo-64"),
     96: ("sd2",),
     128: ("adm-128", "sdxl"),
-    256: ("ddpm-256", "iddpm-upsampler-256", "iddpm-lsun256", "adm-256", "adm-256-uncond", "adm-u-256"),
+    256: ("ddpm-256", "iddpm-upsampler-256", "iddpm-lsun256", "adm-256", "adm-256-uncond", "adm-u-256", "unclip-256", "karlo-256"),
     512: ("adm-512", "adm-u-512"),
+    1024: ("unclip-1024",),
 }
 SIZES = {name: size for size, names in _BY_SIZE.items() for name in names}
 # Width of the words that the published networks look at.
 CONTEXTS = {"ldm4-imagenet256": 512, "ldm8-imagenet256": 512, "ldm-txt2img": 1280, "sd1": 768, "sd2": 1024, "sdxl": 2048}
+CONTEXTS |= {"unclip-64": 2048, "karlo-64": 1536}

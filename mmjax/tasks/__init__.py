@@ -6,14 +6,16 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion, noisy_classification
+from mmjax.tasks import ar_prior, autoencoder, caption_baselines, classification, clip, diffusion, diffusion_prior, noisy_classification
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
+    "ar_prior": ar_prior.make,
     "autoencoder": autoencoder.make,
     "caption_baselines": caption_baselines.make,
     "classification": classification.make,
     "clip": clip.make,
     "diffusion": diffusion.make,
+    "diffusion_prior": diffusion_prior.make,
     "noisy_classification": noisy_classification.make,
 }
 

@@ -109,6 +109,7 @@ def make(config: ConfigDict) -> Task:
         predict={
             "encode_image": lambda params, images: apply(params, images, method="encode_image"),
             "encode_text": lambda params, tokens: apply(params, tokens, method="encode_text"),
+            "token_features": lambda params, tokens: apply(params, tokens, method="token_features"),
             "image_features": lambda params, images: apply(params, images, method="image_features"),
             "logit_scale": lambda params: jnp.exp(params["logit_scale"]),
         },

@@ -22,9 +22,10 @@ from mmjax.diffusion.density import Moments
 from mmjax.diffusion.path import Path
 from mmjax.diffusion.prediction import SIGMA_DATA
 from mmjax.layers import Embed, split_axes
-from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unet
+from mmjax.models import autoencoder_kl, dit, edm2, song_unet, unclip, unet
 from mmjax.models.clip import TEXT_TOWERS, tower
-from mmjax.tasks import diffusion_sampling
+from mmjax.tasks import conditions, diffusion_sampling
+from mmjax.tasks.conditions import LowResolution, batch_spec
 from mmjax.tasks.diffusion_sampling import Sampler
 
 # `type` of config.model.network -> the file that has its VARIANTS and `build`.
@@ -81,6 +82,9 @@ class Settings:
       text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
       context: `length` and `width` of features that a batch holds as `context` in place of `tokens`.
       context_dropout: share of captions that training replaces: tokens by zeros, features by zeros.
+      embedding: fields of models.unclip.EmbeddingCondition: a picture's embedding, a batch's `embedding`, is shown (unCLIP's decoder).
+      low_resolution: fields of conditions.LowResolution: pictures are enlarged.
+      last_until: up to this time a second network of the same form, `last`, is asked in place of the first (Karlo's last step).
       latent: fields of `Latent`; None for pixels.
       sampler: fields of diffusion_sampling.Sampler.
     """
@@ -106,13 +110,16 @@ class Settings:
     text: Group | None = None
     context: Group | None = None
     context_dropout: float = 0.1
+    embedding: Group | None = None
+    low_resolution: Group | None = None
+    last_until: float | None = None
     latent: Group | None = None
     sampler: Group = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Modules (`network`, `text`, `first_stage`) and mathematics of the settings, checked against each other."""
+    """Modules (`network`, `text`, `first_stage`, `condition`) and mathematics of the settings, checked against each other."""
 
     settings: Settings
     network: Any
@@ -120,6 +127,8 @@ class System:
     text: Any | None
     first_stage: Any | None
     latent: Latent | None
+    condition: Any | None = None
+    low: LowResolution | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -141,13 +150,16 @@ class System:
         s = self.settings
         return s.label_context["classes"] if s.label_context is not None else self.network.classes if s.labels else 0
 
-    @property
-    def drops_condition(self) -> bool:
-        """Whether training leaves the condition out now and then, as guidance needs."""
+    def drops(self, which: str = "all") -> bool:
+        """Whether training leaves out the conditions in `which` (conditions.GUIDED) now and then, as guidance needs."""
         s = self.settings
         if s.label_context is not None:
             return s.label_context.get("dropout", 0) > 0
-        return (self.has_context and s.context_dropout > 0) or (s.labels and getattr(self.network, "label_dropout", 0) > 0)
+        caption = self.has_context and s.context_dropout > 0
+        if self.condition is not None:
+            embedding = self.condition.dropout > 0
+            return {"embedding": embedding, "caption": caption, "all": embedding and (caption or not self.has_context)}[which]
+        return caption or (s.labels and getattr(self.network, "label_dropout", 0) > 0)
 
     @property
     def word(self) -> Embed:
@@ -156,22 +168,24 @@ class System:
         return Embed(given["classes"] + 1, given["width"], axis="classes")
 
     def apply(self, params: Params, x: Array, t: Array, given: Mapping[str, Array], keys: Key | None = None) -> Array:
-        """The network's output for what it is shown. `given`: `labels`, and `tokens` or `context`, as far as there are any."""
-        return self.network.apply({"params": params["network"]}, x, t, **self.conditions(params, given, keys), keys=keys)
+        """The network's output for what it is shown; `given` as in tasks.conditions."""
+        told = self.conditions(params, given, keys)
+        ask = lambda name: self.network.apply({"params": params[name]}, x, t, **told, keys=keys)
+        if self.settings.last_until is None:
+            return ask("network")
+        late = t <= self.settings.time_scale * self.settings.last_until
+        mixed = lambda: jnp.where(late.reshape(-1, *(1,) * (x.ndim - 1)), ask("last"), ask("network"))
+        return jax.lax.switch(late.any().astype(jnp.int32) + late.all(), (lambda: ask("network"), mixed, lambda: ask("last")))
 
     def conditions(self, params: Params, given: Mapping[str, Array], keys: Key | None = None) -> dict[str, Array]:
         """What the network takes, of what a caller gives."""
         if self.settings.label_context is not None:
             return {"context": self.word.apply({"params": params["label_context"]}, given["labels"])[:, None]}
-        out = {k: given[k] for k in ("labels", "context") if given.get(k) is not None}
+        context = given.get("context")
         if self.text is not None:
-            out["context"] = self.text.apply({"params": params["text"]}, given["tokens"], _named(keys, "text"), method="sequence")
-        return out
-
-    def null(self, given: Mapping[str, Array]) -> dict[str, Array]:
-        """Conditions that say nothing: the class beyond the last, zeros for tokens and features."""
-        out = {k: jnp.zeros_like(given[k]) for k in ("tokens", "context") if k in given}
-        return out | ({"labels": jnp.full_like(given["labels"], self.classes)} if "labels" in given else {})
+            context = self.text.apply({"params": params["text"]}, given["tokens"], _named(keys, "text"), method="sequence")
+        labels = {"labels": given["labels"]} if given.get("labels") is not None else {}
+        return labels | conditions.network_inputs(self, params, given, context)
 
     def denoiser(self, params: Params, given: Mapping[str, Array], times: Any = None) -> prediction.Denoiser:
         """(x, t) -> Denoised under these conditions; with twice the examples of them, the second half is given nothing."""
@@ -211,7 +225,7 @@ class System:
 
 def make(config: ConfigDict) -> Task:
     """Batch: `image` float32[B, size, size, channels] in -1..1 (or `latent`), and as far as the settings say `label` int32[B],
-    `tokens` int32[B, L], `context` float32[B, S, M].
+    `tokens` int32[B, L], `context` float32[B, S, M], `embedding` and `text_embedding` float32[B, E], `low` float32[B, h, w, channels].
 
     Raises:
       UserError: settings that are unknown or do not go together.
@@ -244,10 +258,11 @@ def make(config: ConfigDict) -> Task:
         return (factor * values).mean(), {"metrics": metrics, "state": state}
 
     limits = {"label": system.classes} if system.classes else {}
-    frozen = [f"network/{p}" for p in getattr(system.network, "frozen_paths", ())]
+    roots = ("network",) if s.last_until is None else ("network", "last")
+    frozen = [f"{root}/{p}" for root in roots for p in getattr(system.network, "frozen_paths", ())]
     post = {}
     if s.network["type"] == "edm2":  # forced weight normalisation: Karras et al. 2024, section 2.3
-        post["post_update"] = lambda params, aux, step: {**params, "network": edm2.normalised(params["network"])}
+        post["post_update"] = lambda params, aux, step: {**params, **{root: edm2.normalised(params[root]) for root in roots}}
     return Task(
         init=init,
         axes=axes,
@@ -277,7 +292,7 @@ def losses(
         condition=s.condition,
         time_scale=s.time_scale,
     )
-    output = system.apply(params, seen, told, _dropped(system, batch, keys), _named(keys, "network"))
+    output = system.apply(params, seen, told, conditions.of_batch(system, batch, keys), _named(keys, "network"))
     if s.loss == "bound":
         return objective.bound(output, example, s.prediction, path, s.variance), {}
     if s.loss == "hybrid":
@@ -288,20 +303,6 @@ def losses(
         return values, {}
     guess = system.network.apply({"params": params["network"]}, told, method="log_variance")
     return objective.uncertain(values, guess), {"weighted_error": values.mean()}
-
-
-def _dropped(system: System, batch: Batch, keys: Key) -> dict[str, Array]:
-    """The batch's conditions, left out of some examples; labels that the network takes itself, it leaves out itself."""
-    s = system.settings
-    given = {name: batch[key] for name, key in (("labels", "label"), ("tokens", "tokens"), ("context", "context")) if key in batch}
-    share = s.context_dropout if system.has_context else (s.label_context or {}).get("dropout", 0)
-    if not share:
-        return given
-    names = ("labels",) if s.label_context is not None else ("tokens", "context")
-    drop = jax.vmap(lambda k: jax.random.bernoulli(k, share))(_named(keys, "context"))
-    null = system.null(given)
-    left_out = lambda x, nothing: jnp.where(drop.reshape(-1, *(1,) * (x.ndim - 1)), nothing, x)
-    return {k: left_out(x, null[k]) if k in names else x for k, x in given.items()}
 
 
 def _named(keys: Key | None, name: str) -> Key | None:
@@ -330,27 +331,21 @@ def _init(system: System, key: Key) -> PyTree:
     elif s.label_context is not None:
         out["label_context"] = system.word.init(keys["word"], jnp.zeros(1, jnp.int32))["params"]
         given["context"] = jnp.zeros((1, 1, s.label_context["width"]))
-    out["network"] = system.network.init(keys["network"], jnp.zeros((1, *system.shape)), jnp.zeros(1), **given)["params"]
+    if system.condition is not None:
+        embedding, there = jnp.zeros((1, system.condition.width)), jnp.ones(1, bool)
+        told = {"words": given.pop("context", None), **({"text_embedding": embedding} if system.condition.text else {})}
+        (context, given["embedding"]), made = system.condition.init_with_output(rng.named(key, "condition"), embedding, there, **told)
+        out["condition"] = made["params"]
+        given |= {} if context is None else {"context": context}
+    if system.low is not None:
+        given["low_res"] = jnp.zeros((1, 1, 1, system.network.low_res))
+        given |= {} if system.low.noise is None else {"numbers": jnp.zeros((1, 1))}
+    network = lambda key: system.network.init(key, jnp.zeros((1, *system.shape)), jnp.zeros(1), **given)["params"]
+    out["network"] = network(keys["network"])
+    if s.last_until is not None:
+        out["last"] = network(rng.named(key, "last"))
     if system.first_stage is not None:
         out["first_stage"] = system.first_stage.init(keys["first_stage"], jnp.zeros((1, s.size, s.size, s.channels)))["params"]
-    return out
-
-
-def batch_spec(system: System, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a batch of so many examples holds."""
-    s = system.settings
-    struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((size, *shape), dtype)
-    if system.latent is not None and system.latent.cached:
-        *side, channels = system.shape
-        out = {"latent": struct(*side, 2 * channels)}
-    else:
-        out = {"image": struct(s.size, s.size, s.channels)}
-    if system.classes:
-        out["label"] = struct(dtype=jnp.int32)
-    if system.text is not None:
-        out["tokens"] = struct(system.text.length, dtype=jnp.int32)
-    elif s.context is not None:
-        out["context"] = struct(s.context["length"], s.context["width"])
     return out
 
 
@@ -378,7 +373,10 @@ def parse(model: Group, dtype: Any) -> System:
         first = autoencoder_kl.build(fields, dtype, f"{where}.latent.autoencoder")
         if s.size % first.factor:
             raise UserError(f"{where}.size is {s.size}, which the autoencoder cannot divide by {first.factor}")
-    system = System(s, network, path, text, first, latent)
+    width = text.width if text is not None else s.context["width"] if s.context is not None else None
+    condition = None if s.embedding is None else unclip.build(s.embedding, network, width, dtype)
+    low = None if s.low_resolution is None else conditions.parse_low(s.low_resolution, s.size, network)
+    system = System(s, network, path, text, first, latent, condition, low)
     _check(system)
     return system
 
@@ -411,6 +409,9 @@ def _check(system: System) -> None:
         raise UserError(f"{where}.uncertainty needs a network that guesses it: type 'edm2'")
     if not 0 <= s.context_dropout < 1:
         raise UserError(f"{where}.context_dropout is {s.context_dropout}, expected a share from 0 to 1")
+    for one, other in (("embedding", "label_context"), ("low_resolution", "latent")):
+        if getattr(s, one) is not None and getattr(s, other) is not None:
+            raise UserError(f"{where} has both {one} and {other}, which nothing here goes together with")
     if s.coupling not in COUPLINGS:
         raise UserError(f"{where}.coupling is {s.coupling!r}{suggest(s.coupling, COUPLINGS)}")
 

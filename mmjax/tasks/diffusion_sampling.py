@@ -16,9 +16,9 @@ from mmjax.core.config import Group, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.schedules import keywords
 from mmjax.core.types import Array, Key, Params
-from mmjax.diffusion import guidance, likelihood, prediction, samplers, spacing, vlb, walk
+from mmjax.diffusion import guidance, likelihood, prediction, samplers, solvers_discrete, spacing, vlb, walk
 from mmjax.diffusion import path as paths
-from mmjax.tasks import guides
+from mmjax.tasks import conditions, guides
 
 if TYPE_CHECKING:
     from mmjax.tasks.diffusion import System
@@ -34,10 +34,12 @@ class Sampler:
       solver: a key of diffusion.samplers.SOLVERS, and `options`, its keyword arguments.
       steps, spacing, times: how many times, how they are spaced (diffusion.spacing.SPACINGS), and that function's further arguments.
       guidance: s of classifier-free guidance; 1 for none (diffusion.guidance says how it compares with a paper's w).
+      guided: what the model is not told where guidance flees from: "all", or of an embedding and a caption one alone.
+      caption_guidance: of a model of both: `guidance` leads from nothing to the embedding, this from there to both; None for `guided`.
       interval: guided only where low < sigma / alpha <= high.
       rescale: share of the guided prediction brought back to the conditional one's standard deviation.
       guided_channels: so many channels are guided, the others not; None for all.
-      clip: what is done to x0 in every step: "", "static" (held to -1..1) or "dynamic" (its quantile).
+      clip: what is done to x0 in every step: "", "static" (held to -clip_range..clip_range) or "dynamic" (its quantile).
       path: another path to solve on than the one trained on; its `name` and arguments.
       classifier: guides by its gradient: fields of guides.Classifier. An unconditional model is then asked for classes too.
       weaker: guided away from, by `guidance`, in place of the unconditional model: fields of guides.Weaker.
@@ -48,10 +50,13 @@ class Sampler:
     spacing: str = "trailing"
     times: Group = dataclasses.field(default_factory=dict)
     guidance: float = 1.0
+    guided: str = "all"
+    caption_guidance: float | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     guided_channels: int | None = None
     clip: str = ""
+    clip_range: float = 1.0
     path: Group | None = None
     classifier: Group | None = None
     weaker: Group | None = None
@@ -75,11 +80,7 @@ def parse(given: Group, system: "System") -> Sampler:
         guides.parse_classifier(sampler.classifier, sampler.solver)
     if sampler.weaker is not None:
         guides.parse_weaker(sampler.weaker)
-    if sampler.guidance != 1 and sampler.weaker is None and not system.drops_condition:
-        told = system.classes or system.has_context
-        why = "was trained with its condition always there" if told else "has no condition"
-        fix = "network.label_dropout, label_context.dropout or context_dropout above 0" if told else "guidance to 1"
-        raise UserError(f"{where}.guidance is {sampler.guidance}, but the model {why}: set {fix}")
+    _check_guidance(sampler, system, where)
     if sampler.solver == "ddpm" and str(sampler.options.get("variance", "")).startswith("learned") and not s.variance:
         raise UserError(
             f"{where}.options.variance is {sampler.options['variance']!r}, and the model learns none: config.model.variance is ''"
@@ -88,6 +89,33 @@ def parse(given: Group, system: "System") -> Sampler:
     native = native_times(sampler, system, walked)
     prediction.check(s.prediction, system.path, native[:-1], s.sigma_data)
     return sampler
+
+
+def _check_guidance(sampler: Sampler, system: "System", where: str) -> None:
+    if sampler.guided not in conditions.GUIDED:
+        raise UserError(f"{where}.guided is {sampler.guided!r}{suggest(sampler.guided, conditions.GUIDED)}")
+    both = system.condition is not None and system.has_context
+    if (sampler.guided != "all" or sampler.caption_guidance is not None) and not both:
+        key = "guided" if sampler.guided != "all" else "caption_guidance"
+        raise UserError(f"{where}.{key} is {getattr(sampler, key)!r}, of a model with an embedding and captions; this one has not both")
+    if sampler.caption_guidance is not None and (sampler.weaker is not None or sampler.interval is not None or sampler.rescale):
+        raise UserError(f"{where}.caption_guidance goes with neither weaker nor interval nor rescale")
+    which = "all" if sampler.caption_guidance is not None else sampler.guided
+    guided = (sampler.guidance != 1 and sampler.weaker is None) or sampler.caption_guidance is not None
+    if guided and not system.drops(which):
+        told = system.classes or system.has_context or system.condition is not None
+        why = "was trained with its condition always there" if told else "has no condition"
+        shares = ("network.label_dropout", "label_context.dropout", "context_dropout", "embedding.dropout")
+        fix = f"{', '.join(shares[:-1])} or {shares[-1]} above 0" if told else "guidance to 1"
+        raise UserError(f"{where}.guidance is {sampler.guidance}, but the model {why}: set {fix}")
+
+
+def changed(sampler: Sampler, system: "System", fields: Mapping[str, Any]) -> Sampler:
+    """The sampler with other fields, checked again; what is checked are numbers, also while a caller is traced."""
+    if not fields:
+        return sampler
+    with jax.ensure_compile_time_eval():
+        return parse({**{f.name: getattr(sampler, f.name) for f in dataclasses.fields(sampler)}, **fields}, system)
 
 
 def solving_path(sampler: Sampler, system: "System") -> paths.Path:
@@ -110,7 +138,7 @@ def native_times(sampler: Sampler, system: "System", walked: np.ndarray) -> np.n
 
 
 def draw(
-    sampler: Sampler,
+    own: Sampler,
     system: "System",
     params: Params,
     keys: Key,
@@ -118,9 +146,20 @@ def draw(
     *,
     labels: Array | None = None,
     trajectory: bool = False,
+    noise: Array | None = None,
+    null: Mapping[str, Array] | None = None,
+    sampler: Mapping[str, Any] | None = None,
 ) -> Array:
-    """Pictures in 0..1, [B, H, W, C]; with `trajectory` what the model takes them for at every time, [N + 1, B, H, W, C]. `labels`: what a
-    classifier guides to."""
+    """Pictures in 0..1, [B, H, W, C]; with `trajectory` what the model takes them for at every time, [N + 1, B, H, W, C].
+
+    Args:
+      given: what the model is shown (tasks.conditions).
+      labels: what a classifier guides to.
+      noise: what sampling starts from, [B, h, w, c], in place of what the keys give: x_T, of standard deviation `path.prior_std`.
+      null: conditions that stand for no caption, in place of zeros, as an empty text's features did in training.
+      sampler: fields in place of config.model.sampler's, such as {"guidance": 1.0}.
+    """
+    sampler = changed(own, system, sampler or {})
     path, walked, options = solving_path(sampler, system), walk_of(sampler, system), dict(sampler.options)
     slope = None
     if sampler.classifier is not None:
@@ -128,12 +167,38 @@ def draw(
         slope = guides.gradient(guide, labels, system.shape)
         if guide.form == "mean":
             options["gradient"], slope = slope, None
-    denoise = denoiser(sampler, system, params, given, walked, slope)
-    x = walk.draw(keys, system.shape, path.prior_std)
+    denoise = denoiser(sampler, system, params, given, walked, slope, null or {})
+    if noise is not None and noise.shape != (keys.shape[0], *system.shape):
+        raise UserError(f"noise has shape {noise.shape}, expected {(keys.shape[0], *system.shape)}")
+    x = walk.draw(keys, system.shape, path.prior_std) if noise is None else noise.astype(jnp.float32)
     found = samplers.sample(denoise, x, walked, keys, path=path, solver=sampler.solver, trajectory=trajectory, **options)
     if not trajectory:
         return system.decode(params, found)
     return jax.lax.map(functools.partial(system.decode, params), found)
+
+
+def invert(
+    own: Sampler,
+    system: "System",
+    params: Params,
+    images: Array,
+    given: Mapping[str, Array],
+    *,
+    refine: int = 0,
+    sampler: Mapping[str, Any] | None = None,
+) -> Array:
+    """The noise that pictures in 0..1 are drawn from by DDIM without guidance and clipping, at the sampler's times: [B, h, w, c].
+
+    `refine`: as of diffusion.solvers_discrete.invert; a few make the round trip exact.
+    """
+    plain = {"solver": "ddim", "options": {}, "guidance": 1.0, "guided": "all", "caption_guidance": None, "clip": ""}
+    sampler = changed(own, system, {**(sampler or {}), **plain})
+    walked = walk_of(sampler, system)
+    x = 2 * images - 1
+    if system.first_stage is not None:
+        x = system.latent.scaled(system.encode(params, x)[0])
+    denoise = denoiser(sampler, system, params, given, walked)
+    return solvers_discrete.invert(denoise, x.astype(jnp.float32), walked[::-1], path=solving_path(sampler, system), refine=refine)
 
 
 def denoiser(
@@ -143,21 +208,26 @@ def denoiser(
     given: Mapping[str, Array],
     walked: np.ndarray,
     slope: guidance.Gradient | None = None,
+    null: Mapping[str, Array] | None = None,
 ) -> prediction.Denoiser:
     """The model under its conditions, guided and clipped, on the path that is solved on. `slope`: a classifier's, in the times of the path
-    trained on."""
+    trained on. `null`: as in `draw`."""
     path = solving_path(sampler, system)
     times = native_times(sampler, system, walked)
     on = lambda d: d if sampler.path is None else prediction.on_path(d, system.path, path)
-    alone = on(system.denoiser(params, given, times))
+    under = lambda given: on(system.denoiser(params, given, times))
+    alone = under(given)
     out = alone
-    if sampler.guidance != 1 and sampler.weaker is not None:
+    if sampler.caption_guidance is not None:
+        less = [conditions.null(system, given, which, null or {}) for which in ("all", "caption")]
+        out = guidance.nested([*(under(g) for g in less), alone], [sampler.guidance, sampler.caption_guidance])
+    elif sampler.guidance != 1 and sampler.weaker is not None:
         weaker = on(guides.weaker_denoiser(guides.parse_weaker(sampler.weaker), system, given, params, times))
         out = guidance.autoguidance(alone, weaker, sampler.guidance, path=path, interval=sampler.interval)
     elif sampler.guidance != 1:
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), dict(given), system.null(given))
+        nothing = conditions.null(system, given, sampler.guided, null or {})
         out = guidance.classifier_free(
-            guidance.stacked(on(system.denoiser(params, both, times))),
+            guidance.stacked(under(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), dict(given), nothing))),
             sampler.guidance,
             path=path,
             interval=sampler.interval,
@@ -170,7 +240,7 @@ def denoiser(
         there = slope if sampler.path is None else prediction.gradient_on_path(slope, system.path, path)
         out = guidance.classifier(out, there, path)
     if sampler.clip == "static":
-        out = guidance.clip(out, path)
+        out = guidance.clip(out, path, low=-sampler.clip_range, high=sampler.clip_range)
     if sampler.clip == "dynamic":
         out = guidance.dynamic_threshold(out, path)
     return out
@@ -186,7 +256,12 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         return system.network.apply({"params": params["network"]}, x, t, **given)
 
     out: dict[str, Callable] = {"network": network}
-    if system.classes:
+    if system.low is not None:
+        out["upsample"] = functools.partial(_upsample, made, system)
+    elif system.condition is not None:
+        out["embedding_to_image"] = functools.partial(_embedding_to_image, made, system)
+        out["invert"] = functools.partial(_invert, sampler, system)
+    elif system.classes:
         guide = (lambda labels: {"labels": labels}) if sampler.classifier is not None else lambda labels: {}
         out["class_to_image"] = lambda params, labels, keys, **how: made(params, keys, {"labels": labels}, **guide(labels), **how)
     elif sampler.classifier is not None and not system.has_context:
@@ -204,9 +279,32 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         out["sample"] = lambda params, keys, **how: made(params, keys, {}, **how)
     if system.first_stage is not None:
         out["encode"] = lambda params, images: jnp.concatenate(system.encode(params, images), -1)
-    elif not system.has_context:
+    elif not system.has_context and system.condition is None and system.low is None:
         out["bits_per_dimension"] = functools.partial(bits_per_dimension, system)
     return out
+
+
+TOLD = ("labels", "text_embedding", "mask")  # further conditions, by name
+
+
+def _embedding_to_image(
+    made: Callable, system: "System", params: Params, embedding: Array | None, words: Array | None, keys: Key, **how: Any
+) -> Array:
+    told = {name: how.pop(name) for name in TOLD if name in how}
+    return made(params, keys, conditions.shown(system, keys.shape[0], embedding=embedding, words=words, **told), **how)
+
+
+def _invert(
+    own: Sampler, system: "System", params: Params, images: Array, embedding: Array | None, words: Array | None = None, **how: Any
+) -> Array:
+    told = {name: how.pop(name) for name in TOLD if name in how}
+    given = conditions.shown(system, images.shape[0], embedding=embedding, words=words, **told)
+    return invert(own, system, params, images, given, **how)
+
+
+def _upsample(made: Callable, system: "System", params: Params, images: Array, keys: Key, **how: Any) -> Array:
+    told = {name: how.pop(name) for name in ("embedding", "words", "level", *TOLD) if name in how}
+    return made(params, keys, conditions.shown(system, images.shape[0], images=images, keys=keys, **told), **how)
 
 
 def bits_per_dimension(

@@ -39,6 +39,8 @@ CASES = {
     "flow_euler": (FLOW, "velocity", "euler", {}, None, {"spacing": "linspace", "shift": 3.0, "shift_ends_too": True}),
     "flow_heun": (FLOW, "velocity", "heun", {}, None, {"spacing": "linspace", "shift": 3.0, "shift_ends_too": True}),
     "unclip": (COSINE, "x0", "ddpm", {"variance": "learned_range"}, {"low": -2.0, "high": 2.0}, {"spacing": "unclip"}),
+    "unclip_prior": (COSINE, "x0", "ddpm", {}, {"low": -10.0, "high": 10.0}, {"spacing": "unclip"}),
+    "unclip_decoder": (COSINE, "eps", "ddpm", {"variance": "learned_range"}, {}, {"spacing": "unclip"}),
 }
 
 
@@ -88,7 +90,7 @@ def float64():
 
 
 def same_noise(name, monkeypatch):
-    table = np.stack([np.moveaxis(normal(f"{name}/noise/{i}", SHAPE), 1, -1) for i in range(20)]).astype(np.float64)
+    table = np.stack([np.moveaxis(normal(f"{name}/noise/{i}", SHAPE), 1, -1) for i in range(25)]).astype(np.float64)
     monkeypatch.setattr(walk, "gaussian", lambda keys, step, x: jnp.asarray(table)[step])
 
 

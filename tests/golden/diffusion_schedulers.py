@@ -52,6 +52,9 @@ CASES = {
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 8, {}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, 8, {}),
     "unclip": ("UnCLIPScheduler", {"variance_type": "learned_range", "prediction_type": "sample", "clip_sample_range": 2.0}, 12, {}),
+    # Karlo's: of the prior, and of the decoder.
+    "unclip_prior": ("UnCLIPScheduler", {"prediction_type": "sample", "clip_sample_range": 10.0}, 25, {}),
+    "unclip_decoder": ("UnCLIPScheduler", {"variance_type": "learned_range"}, 25, {}),
 }
 
 

@@ -1,5 +1,6 @@
 """The shell scripts of launch/ with stand-ins for Python, gcloud and SLURM on the PATH: what they call, when, and what they say."""
 
+import json
 import os
 import re
 import shutil
@@ -141,6 +142,33 @@ def test_quickstart_trains_then_evaluates_where_it_was_called(tmp_path, checkout
     ]
     out = bash("launch/quickstart.sh", "seed=1", cwd=checkout)
     assert out.returncode == 1 and "first argument is the workdir" in out.stderr
+
+
+def test_the_stages_of_unclip_one_after_the_other(tmp_path, checkout):
+    ready(checkout, tmp_path, ".venv", "tensorboard")
+    program(
+        checkout / ".venv" / "bin",
+        "mmjax",
+        'echo "$@" >> "$LOG"; [ "$1" != cache ] || { mkdir -p "${@: -1}/train"; touch "${@: -1}/train/meta.json"; }',
+    )
+    log, folder = tmp_path / "log", tmp_path / "my runs"
+    folder.mkdir()
+    run = lambda *args: bash(checkout / "launch" / "unclip_scenes.sh", *args, cwd=tmp_path, LOG=str(log), PYTHON="", SET="smoke")
+    out = run("my runs", "all.seed=3", "decoder.steps=9")
+    assert out.returncode == 0 and "now try:" in out.stdout, out.stderr
+    pairs = f"data.path={folder}/pairs"
+    first = installs(log)
+    assert first[0] == f"train --config configs/unclip/clip.py:smoke --workdir {folder}/clip seed=3"
+    assert first[1].startswith(f"cache --workdir {folder}/clip --predict encode_image:embedding,encode_text:text_embedding --captions 3")
+    assert first[2:] == [
+        f"train --config configs/unclip/chain.py:prior:smoke --workdir {folder}/prior {pairs} seed=3",
+        f"train --config configs/unclip/chain.py:decoder:smoke --workdir {folder}/decoder {pairs} seed=3 steps=9",
+        f"train --config configs/unclip/chain.py:upsampler:smoke --workdir {folder}/up32 {pairs} seed=3",
+        f"eval --pipeline {folder}/pipeline.json --report",
+    ]
+    assert json.loads((folder / "pipeline.json").read_text())["upsamplers"] == ["up32"]
+    assert run("my runs").returncode == 0 and not any(line.startswith("cache") for line in installs(log)[len(first) :])  # it is there
+    assert "expected ROLE.key=value" in run("my runs", "steps=3").stderr
 
 
 TPU = ("my-pod", "zone-b", "mmjax", "train", "--distributed", "--config", "it's a.py", "--workdir", "/mnt/x")

@@ -50,6 +50,11 @@ COUNTS = {
     "adm-u-256": 311_795_910,
     "adm-u-512": 308_835_270,
     "edm-imagenet64": 295_899_267,
+    "unclip-64": 2_238_164_486,  # 2,097,586,694 without the words' keys and values
+    "unclip-256": 729_710_726,
+    "unclip-1024": 282_064_326,
+    "karlo-64": 885_439_686,
+    "karlo-256": 691_579_523,
     "ldm4-imagenet256": 400_920_579,
     "ldm8-imagenet256": 394_984_196,
     "ldm-txt2img": 872_300_484,

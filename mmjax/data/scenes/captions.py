@@ -16,7 +16,7 @@ from mmjax.data.scenes.grammar import CLOSING, OPENING, Call, Grammar, Leaf, Nod
 from mmjax.data.scenes.sample import Draws
 from mmjax.data.scenes.world import OPPOSITE, RADIUS, Scene
 
-CONFIGS = ("objects", "relations", "counting", "text")
+CONFIGS = ("objects", "few", "relations", "counting", "text")
 LEVELS = ("short", "ordinary", "detailed")
 TEXTURES = {"plain": "plain", "stripes": "striped", "checks": "checked", "dots": "dotted", "noise": "noisy", "gradient": "shaded"}
 
@@ -26,7 +26,7 @@ Content = tuple[Any, ...]
 
 
 def captions(scene: Scene, config: str, rng: np.random.Generator) -> dict[str, Sentence]:
-    """One caption of each level. `config` is objects, relations, counting or text.
+    """One caption of each level. `config` is one of CONFIGS.
 
     Raises:
       UserError: no such config.

@@ -30,6 +30,7 @@ SUPPORTS = tuple(s for s in SHAPES if s != "heart")
 FLAT = "square"
 
 COUNTS = {1: 0.22, 2: 0.26, 3: 0.22, 4: 0.14, 5: 0.09, 6: 0.07}  # objects in a picture of `objects`, and their share
+FEW = {1: 0.5, 2: 0.5}  # of `few`
 DISTRACTORS = {0: 0.3, 1: 0.3, 2: 0.25, 3: 0.15}
 MOST = 8  # objects in a picture of `counting`, distractors included
 
@@ -278,6 +279,7 @@ HELD_OUT_WORDS = tuple(w for w in WORDS if splits.is_held_out_word(w))
 # How a scene of each config is made, and what it is made for with which share: that is drawn once and kept until it succeeds.
 CONFIGS: Mapping[str, tuple[Callable[[Draws, str, Any], Scene | None], Mapping[Any, float]]] = {
     "objects": (_objects, COUNTS),
+    "few": (_objects, FEW),
     "relations": (_relations, dict.fromkeys(RELATIONS, 1.0)),
     "counting": (_counting, dict.fromkeys(range(1, 7), 1.0)),
     "text": (_text, dict.fromkeys(glyphs.FONTS, 1.0)),

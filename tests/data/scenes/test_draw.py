@@ -150,6 +150,7 @@ def test_a_size_that_is_none():
 # CRC-32 of the first four pictures of split train, by config and size: the same on any machine. A change of what is drawn changes them.
 BYTES = {
     "objects": [2644452914, 2689118070, 2470128754, 971856702, 1825446242],
+    "few": [1488387538, 2815821247, 464505194, 1994705477, 2184036732],
     "relations": [3762063829, 3404691742, 539860065, 1178344538, 1646665508],
     "counting": [642872802, 4107654080, 720424926, 1765505115, 3928818893],
     "text": [1443659344, 3431944342, 3163942194, 1237605168, 1988331611],

@@ -1,0 +1,113 @@
+"""What a model of small scenes gets right of one and of two objects: colours, shapes, and which belongs to which, each counted by itself.
+
+GenEval's categories ask for all at once; here a picture drawn for "a red circle and a blue star" is also asked whether there is a red thing
+and a blue thing. Every score stands beside chance: what pictures of the other prompts of the same kind get.
+
+P prompts, S pixels a side.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, UInt8
+
+from mmjax.data.scenes import draw
+from mmjax.data.scenes.describe import Description
+from mmjax.data.scenes.prompts import Requirement, parse, phrase
+from mmjax.data.scenes.sample import sample
+from mmjax.data.scenes.world import Scene
+from mmjax.evals import oracle, summary
+from mmjax.evals.oracle import Reading
+
+# Objects a prompt names -> what is asked of its picture, by the attributes that count.
+ASKED: Mapping[int, Mapping[str, tuple[str, ...]]] = {
+    1: {"one object: colour": ("colour",), "one object: shape": ("shape",), "one object: both": ("colour", "shape")},
+    2: {"two objects: colours": ("colour",), "two objects: shapes": ("shape",), "two objects: bound": ("colour", "shape")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A prompt, the scene that it was made of, and category -> what that asks of a picture."""
+
+    text: str
+    scene: Scene
+    requirements: Mapping[str, Requirement]
+
+
+def prompts(count: int, config: str = "few", split: str = "validation") -> tuple[Asked, ...]:
+    """`count` prompts of one object and `count` of two, which differ in colour and in shape; the same every time, none of them twice."""
+    out: dict[str, Asked] = {}
+    wanted = dict.fromkeys(ASKED, count)
+    for index in itertools.count():
+        scene = sample(config, split, index)
+        things = scene.objects
+        if not wanted.get(len(things)) or any(len({getattr(o, name) for o in things}) < len(things) for name in ("colour", "shape")):
+            continue
+        text = _said(scene, ("colour", "shape"))
+        if text not in out:
+            asked = {category: parse(_said(scene, names)) for category, names in ASKED[len(things)].items()}
+            out[text] = Asked(text, scene, asked)
+            wanted[len(things)] -= 1
+        if not any(wanted.values()):
+            return tuple(sorted(out.values(), key=lambda one: len(one.scene.objects)))
+
+
+def _said(scene: Scene, names: Sequence[str]) -> str:
+    return " and ".join(phrase(Description(**{name: getattr(o, name) for name in names})) for o in scene.objects)
+
+
+def pictures(asked: Sequence[Asked], size: int) -> UInt8[np.ndarray, "P S S 3"]:
+    """The pictures of the prompts' own scenes: what has everything right."""
+    return np.stack([draw.render(one.scene, size) for one in asked])
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Category -> share of its prompts whose picture meets it, with an interval; and what chance would give.
+
+    Attributes:
+      met: category -> which of its prompts were met, in their order.
+    """
+
+    categories: Mapping[str, summary.Mean]
+    chance: Mapping[str, float]
+    met: Mapping[str, Bool[np.ndarray, "n"]]
+
+    def plain(self) -> dict[str, dict[str, float]]:
+        """As JSON."""
+        return {name: {**dataclasses.asdict(mean), "chance": self.chance[name]} for name, mean in self.categories.items()}
+
+
+def score(drawn: UInt8[np.ndarray, "P S S 3"], asked: Sequence[Asked], workers: int = 0) -> Score:
+    """What the oracle reads in pictures, held against their prompts. `workers`: processes that read; 0 reads here."""
+    readings = oracle.read(drawn, workers)
+    met, chance = {}, {}
+    for category in (name for names in ASKED.values() for name in names):
+        which = [i for i, one in enumerate(asked) if category in one.requirements]
+        if not which:
+            continue
+        table = _table([asked[i].requirements[category] for i in which], [readings[i] for i in which])
+        met[category] = np.diag(table).copy()
+        chance[category] = float(table[~np.eye(len(table), dtype=bool)].mean()) if len(table) > 1 else 0.0
+    return Score({name: summary.mean(values) for name, values in met.items()}, chance, met)
+
+
+def _table(requirements: Sequence[Requirement], readings: Sequence[Reading]) -> Bool[np.ndarray, "n n"]:
+    """Whether picture j meets what prompt i asks."""
+    shown = [[seen.object() for seen in reading.objects] for reading in readings]
+    return np.array([[requirement.met(objects) for objects in shown] for requirement in requirements])
+
+
+def pooled(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
+    """Of several runs, their seeds: the mean over all prompts of all of them, intervals by resampling prompts, whose runs go together."""
+    out = {}
+    for name in scores[0].categories:
+        values: Float64[np.ndarray, "n"] = np.mean([s.met[name] for s in scores], axis=0)
+        each = [float(s.met[name].mean()) for s in scores]
+        chance = float(np.mean([s.chance[name] for s in scores]))
+        out[name] = {**dataclasses.asdict(summary.mean(values)), "chance": chance, "runs": each}
+    return out

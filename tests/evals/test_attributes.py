@@ -1,0 +1,49 @@
+"""Colours, shapes and their binding are counted apart, beside chance."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mmjax.data.scenes.prompts import parse
+from mmjax.evals import attributes
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return attributes.prompts(COUNT)
+
+
+def test_prompts(asked):
+    assert [len(one.scene.objects) for one in asked] == [1] * COUNT + [2] * COUNT and len({one.text for one in asked}) == 2 * COUNT
+    assert attributes.prompts(COUNT) == asked
+    for one in asked:
+        assert [o.colour for o in one.scene.objects] == [t.description.colour for t in parse(one.text).things]
+        assert set(one.requirements) == set(attributes.ASKED[len(one.scene.objects)])
+
+
+def test_the_scenes_own_pictures_have_everything_right(asked):
+    score = attributes.score(attributes.pictures(asked, 32), asked)
+    assert all(m.mean == 1 and m.count == COUNT for m in score.categories.values())
+    assert 0 <= score.chance["two objects: bound"] <= score.chance["two objects: colours"] < 0.5
+
+
+def test_what_is_wrong_is_wrong_in_its_own_category(asked):
+    """Two objects that have exchanged their shapes: every colour and shape is there, and nothing is bound."""
+    swapped = []
+    for one in asked:
+        shapes = [o.shape for o in one.scene.objects][::-1]
+        objects = tuple(dataclasses.replace(o, shape=s) for o, s in zip(one.scene.objects, shapes, strict=True))
+        swapped.append(dataclasses.replace(one, scene=dataclasses.replace(one.scene, objects=objects)))
+    found = attributes.score(attributes.pictures(swapped, 32), asked).categories
+    assert found["two objects: colours"].mean >= 0.8 and found["two objects: shapes"].mean >= 0.8
+    assert found["two objects: bound"].mean == 0 and found["one object: both"].mean == 1
+
+
+def test_runs_are_pooled_by_prompt(asked):
+    right = attributes.score(attributes.pictures(asked, 32), asked)
+    none = attributes.score(np.full((len(asked), 32, 32, 3), 230, np.uint8), asked)
+    both = attributes.pooled([right, none])["one object: both"]
+    assert both["runs"] == [1.0, 0.0] and both["mean"] == both["low"] == both["high"] == 0.5 and both["count"] == COUNT
