@@ -17,10 +17,16 @@ from tests.runs import arrays, metric_lines
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 name = lambda p: f"{p.parent.name}/{p.stem}"
-MINUTES = ("diffusion/autoencoder", "diffusion/latent_scenes")  # that compilation takes: slow tests
+MINUTES = ("diffusion/autoencoder", "diffusion/latent_scenes", "flamingo/scenes", "lm/scenes")  # that compilation takes: slow tests
 SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) in MINUTES)) for p in CONFIGS if '"smoke"' in p.read_text()]
 
-PARAMETERS = {"clip/vit_b32": 151_277_313, "clip/siglip": 203_155_970, "clip/openclip": 986_109_441}
+PARAMETERS = {
+    "clip/vit_b32": 151_277_313,
+    "clip/siglip": 203_155_970,
+    "clip/openclip": 986_109_441,
+    "flamingo/papers": 3_036_819_604,
+    "lm/text": 124_439_808,
+}
 PUBLISHED = {
     "openclip.py": ("ViT-bigG/14", 2_539_567_105),
     "siglip.py": ("SigLIP-So400m/14-384", 877_960_498),

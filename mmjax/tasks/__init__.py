@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion, noisy_classification
+from mmjax.tasks import autoencoder, caption_baselines, classification, clip, diffusion, flamingo, language_model, noisy_classification
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "autoencoder": autoencoder.make,
@@ -14,6 +14,8 @@ TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "classification": classification.make,
     "clip": clip.make,
     "diffusion": diffusion.make,
+    "flamingo": flamingo.make,
+    "language_model": language_model.make,
     "noisy_classification": noisy_classification.make,
 }
 
