@@ -17,8 +17,8 @@ from tests.runs import arrays, metric_lines
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 name = lambda p: f"{p.parent.name}/{p.stem}"
-MINUTES = ("diffusion/autoencoder", "diffusion/latent_scenes", "flamingo/scenes", "lm/scenes")  # that compilation takes: slow tests
-SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) in MINUTES)) for p in CONFIGS if '"smoke"' in p.read_text()]
+SECONDS = ("clip/digits", "classification/digits")  # the others take half a minute and more to compile
+SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) not in SECONDS)) for p in CONFIGS if '"smoke"' in p.read_text()]
 
 PARAMETERS = {
     "clip/vit_b32": 151_277_313,

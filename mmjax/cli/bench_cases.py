@@ -243,6 +243,40 @@ def prepare_diffusion(config: ConfigDict, stack: contextlib.ExitStack, folder: P
     return dataclasses.replace(made, convolves=config.model.network.type == "unet")
 
 
+def sampler_config() -> ConfigDict:
+    """DDPM's U-Net, drawn from by DDIM in 50 steps."""
+    c = diffusion_config({"type": "unet", **unet.VARIANTS["ddpm-cifar10"]}, 32, 3, 4)
+    c.model.sampler = ConfigDict({"solver": "ddim", "steps": 50, "clip": "static"})
+    return c
+
+
+def prepare_sampler(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """`predict["sample"]` jitted, against its network jitted and called as often, each call waiting for nothing."""
+    program = assemble(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    params, steps, predict = program.init().params, int(config.model.sampler.steps), program.task.predict
+    if "sample" not in predict:
+        raise UserError("this case draws from a model without a condition; leave model.labels, model.text and model.context out")
+    keys = jax.random.split(jax.random.key(0), config.batch_size)
+    x, t = jnp.zeros((config.batch_size, *program.task.batch_spec["image"].shape[1:])), jnp.zeros(config.batch_size)
+    draw = jax.jit(predict["sample"]).lower(params, keys).compile()
+    forward = jax.jit(predict["network"]).lower(params, x, t).compile()
+    network = flops.count(predict["network"], params, x, t).matmul_flops
+
+    def forwards(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count * steps):
+            out = forward(params, x, t)
+        jax.block_until_ready(out)
+        return time.perf_counter() - began
+
+    found = np.asarray(draw(params, keys))
+    if not np.isfinite(found).all():
+        raise UserError("the sampler drew values that are not finite")
+    facts = {"batch_size": config.batch_size, "steps": steps, "parameters": tree.count(program.abstract.params)}
+    sides = {"sampler": measure.timed(draw, params, keys), "forwards": forwards}
+    return Prepared(sides, measure.Work(steps * network, None), facts, convolves=config.model.network.type == "unet")
+
+
 def _stirred(params: Params, std: float = 0.02) -> Params:
     """Parameters none of which is 0: DiT starts with an output of zeros, by which nothing can be compared."""
     leaves, treedef = jax.tree.flatten(params)
@@ -384,6 +418,12 @@ CASES = {
         "GPT-2 small continuing 8 prompts of 64 tokens by 128 each, greedily, against transformers' generate",
         lambda: decode_config("gpt2"),
         prepare_decode,
+    ),
+    "sampler": Case(
+        "4 pictures of DDPM's U-Net for CIFAR-10 in 50 steps of DDIM: the sampler against 50 bare forward passes",
+        sampler_config,
+        prepare_sampler,
+        peer=False,
     ),
     "info-nce": Case(
         "loss and gradients of 8,192 pairs of width 512: the ring form against the dense form",

@@ -120,6 +120,15 @@ def test_info_nce_needs_no_peer(tmp_path, capsys, small):
     assert got["roofline"]["flops"] == 3 * 2 * 48 * 48 * 16
 
 
+def test_a_sampler_against_its_network(tmp_path, capsys, small):
+    words = ["batch_size=2", "model.sampler.steps=3", "model.size=8", "model.network.channels=(32, 32)", "model.network.attention=(0, 0)"]
+    code, out, err = run(tmp_path, capsys, "sampler", *words, "model.network.blocks=1")
+    assert code == 0, err
+    got = json.loads(out)["cases"]["sampler"]
+    assert set(got["seconds"]) == {"sampler", "forwards"} and got["steps"] == 3
+    assert got["roofline"]["flops"] % 3 == 0
+
+
 def test_without_a_peer(tmp_path, capsys, small):
     code, out, err = run(tmp_path, capsys, "clip-vit-b32-encode", "--no_peer", "dtype=bfloat16", *SMALL)
     assert code == 0, err
