@@ -17,12 +17,18 @@ from tests.runs import arrays, metric_lines
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 name = lambda p: f"{p.parent.name}/{p.stem}"
-MINUTES = ("diffusion/autoencoder", "diffusion/latent_scenes", "unclip/upsampler")  # that compilation takes: slow tests
+SECONDS = ("clip/digits", "classification/digits")  # the others take half a minute and more to compile
 CACHED = ("unclip/prior", "unclip/chain")  # that need a trained model's set: tests/tasks/test_priors.py, test_unclip_chain.py
 SMOKE = [p for p in CONFIGS if '"smoke"' in p.read_text() and name(p) not in CACHED]
-SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) in MINUTES)) for p in SMOKE]
+SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) not in SECONDS)) for p in SMOKE]
 
-PARAMETERS = {"clip/vit_b32": 151_277_313, "clip/siglip": 203_155_970, "clip/openclip": 986_109_441}
+PARAMETERS = {
+    "clip/vit_b32": 151_277_313,
+    "clip/siglip": 203_155_970,
+    "clip/openclip": 986_109_441,
+    "flamingo/papers": 3_036_819_604,
+    "lm/text": 124_439_808,
+}
 PUBLISHED = {
     "openclip.py": ("ViT-bigG/14", 2_539_567_105),
     "siglip.py": ("SigLIP-So400m/14-384", 877_960_498),

@@ -15,12 +15,13 @@ MAY_IMPORT = {
     "models": {"core", "layers", "models"},
     "objectives": {"core", "objectives"},
     "data": {"core", "data"},
+    "decoding": {"core", "decoding"},
     "diffusion": {"core", "diffusion"},
     "evals": {"core", "data", "evals", "convert"},
-    "tasks": {"convert", "core", "diffusion", "layers", "models", "objectives", "tasks"},
-    "convert": {"core", "data", "layers", "models", "convert"},
+    "tasks": {"convert", "core", "decoding", "diffusion", "layers", "models", "objectives", "tasks"},
+    "convert": {"core", "data", "decoding", "layers", "models", "convert"},
     "bench": {"core", "bench"},
-    "cli": {"core", "data", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
+    "cli": {"core", "data", "decoding", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
 }
 MAY_IMPORT_FLAX = {"layers", "models"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -35,7 +35,7 @@ def one_device():
     return losses("clip/digits.py", {"data": 1}, devices=1)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [*(pytest.param(s, marks=pytest.mark.slow) for s in ((8, 1, 1), (2, 4, 1))), (2, 2, 2)], ids=str)
 def test_meshes_agree_with_one_device(one_device, sizes):
     got = losses("clip/digits.py", dict(zip(sharding.MESH_AXES, sizes, strict=True)))
     np.testing.assert_allclose(got, one_device, rtol=1e-5)

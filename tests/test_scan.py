@@ -30,8 +30,8 @@ def step_of(scan, *words):
     [
         ["optim.name=adamw"],
         ["optim.name=adafactor", "optim.args.min_dim_size_to_factor=8"],
-        ["optim.name=lion"],
-        ["optim.name=sgd"],
+        pytest.param(["optim.name=lion"], marks=pytest.mark.slow),
+        pytest.param(["optim.name=sgd"], marks=pytest.mark.slow),
         ["optim.name=muon"],
         ["optim.name=sgd", "optim.agc=0.01", "optim.agc_rules=(('head/.*', False), ('.*', True))"],
         ["optim.name=adamw", "optim.layer_decay=0.5"],

@@ -81,8 +81,8 @@ def _dit(c: ConfigDict, name: str) -> None:
     network = {"type": "dit", "variant": f"{'SiT' if flow else 'DiT'}-{patch}", "remat": "dots"}
     model = {"size": int(size or 256), "channels": 3, "network": network, "labels": True, "latent": SD}
     if flow:
-        network["learn_sigma"] = False  # the published networks put out 8 channels and train 4
-        model |= {"path": {"name": "flow"}, "prediction": "velocity"}
+        # As the authors have it, so that their weights load here: 8 channels put out, 4 of them trained, and time from noise to data.
+        model |= {"path": {"name": "flow"}, "prediction": "reverse_velocity", "condition": "one_minus_time"}
         model["sampler"] = {"solver": "heun", "steps": 125, "guidance": 1.5}
     else:
         model |= {**HYBRID, "path": LINEAR}

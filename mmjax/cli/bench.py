@@ -100,6 +100,11 @@ def run_case(case: Case, config: ConfigDict, rounds: int, start: StartPeer | Non
         rates["convolution_flops_per_second"] = convolved / seconds["convolution"]
         ratio = measure.median_ratio([work.flops / convolved * t for t in times["convolution"]], times[ours])
         convolving["share_of_convolution_rate"] = ratio
+    roofline = measure.roofline(work, seconds[ours], rates["matmul_flops_per_second"], rates["stream_bytes_per_second"])
+    written = {}
+    if prepared.written:
+        written["tokens_per_second"] = {side: prepared.written / seconds[side] for side in prepared.sides}
+        written["tokens_per_second"]["memory_limit"] = prepared.written / roofline["traffic_seconds"]
     used = device_peaks.utilisation(work.flops, seconds[ours], jax.devices()[:1], config.dtype)
     return {
         "dtype": config.dtype,
@@ -112,7 +117,8 @@ def run_case(case: Case, config: ConfigDict, rounds: int, start: StartPeer | Non
         "share_of_matmul_rate": measure.median_ratio([work.flops / flops * t for t in times["matmul"]], times[ours]),
         **convolving,
         **({} if used is None else {"mfu": used}),
-        "roofline": measure.roofline(work, seconds[ours], rates["matmul_flops_per_second"], rates["stream_bytes_per_second"]),
+        **written,
+        "roofline": roofline,
     }
 
 
@@ -140,6 +146,11 @@ def table(result: Mapping[str, Any]) -> str:
             rate = case["machine"]["convolution_flops_per_second"]
             share = case["share_of_convolution_rate"]
             lines.append(f"  forward convolutions run at {rate / 1e9:.4g} GFLOP/s here; the step at {share:.0%} of that")
+        if "tokens_per_second" in case:
+            rates = dict(case["tokens_per_second"])
+            limit = rates.pop("memory_limit")
+            told = ", ".join(f"{side} {rate:.4g}" for side, rate in rates.items())
+            lines.append(f"  tokens a second: {told}; {limit:.4g} if parameters and cache were read once a token at the stream's rate")
         if "differences" in case:
             lines.append("  largest relative differences: " + ", ".join(f"{k} {v:.1e}" for k, v in case["differences"].items()))
         if "peer" in case:

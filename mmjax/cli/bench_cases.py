@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmjax import tasks
 from mmjax.bench import machine, measure
 from mmjax.bench.peer import Peer
 from mmjax.cli.program import Program, assemble
@@ -22,9 +23,10 @@ from mmjax.convert.tensors import Tensor
 from mmjax.core import flops, rng, sharding, tree
 from mmjax.core.config import base
 from mmjax.core.errors import UserError
-from mmjax.core.types import Params
+from mmjax.core.types import Params, Task
 from mmjax.data.synthetic import synthetic_batch
 from mmjax.models import dit, unet
+from mmjax.models import lm as language_model
 from mmjax.models.clip import VARIANTS, normalise
 from mmjax.objectives.contrastive import TILE, info_nce
 
@@ -40,12 +42,14 @@ class Prepared:
       sides: ours first, then what it is compared with.
       facts: for the record: parameters, differences of the outputs, the peer's versions.
       convolves: held to the machine's rate of convolutions too.
+      written: tokens a step writes, where that is what it does; 0 elsewhere.
     """
 
     sides: dict[str, measure.Side]
     work: measure.Work
     facts: dict[str, Any]
     convolves: bool = False
+    written: int = 0
 
 
 StartPeer = Callable[[Path, Path], Peer]  # (script, folder) -> peer, starting
@@ -142,8 +146,7 @@ def _clip(
     if start is None:
         return program, batch, params, None
     fields = dict(model=config.model.to_dict(), task="clip")
-    leaves = {path: Tensor(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x)) for path, x in tree.flatten(params).items()}
-    own.write(folder / "own", fields, leaves)
+    own.write(folder / "own", fields, _tensors(params))
     transfer.export_to(folder / "own", "hf", folder / "hf")
     np.savez(folder / "batch.npz", **batch)
     optim = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.args}
@@ -220,8 +223,7 @@ def prepare_diffusion(config: ConfigDict, stack: contextlib.ExitStack, folder: P
     params, peer = _stirred(program.init().params), None
     if start is not None:
         part = workdir.parts_of(config, "a benchmark")["network"]
-        leaves = {path: Tensor(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x)) for path, x in tree.flatten(params).items()}
-        own.write(folder / "own", {"model": part.model, **part.further}, leaves)
+        own.write(folder / "own", {"model": part.model, **part.further}, _tensors(params))
         transfer.export_to(folder / "own", "hf", folder / "hf")
         np.savez(folder / "batch.npz", image=batch["image"], t=t, **labels)
         optim = {"lr": config.optim.lr, "weight_decay": config.optim.weight_decay, **config.optim.args}
@@ -241,11 +243,113 @@ def prepare_diffusion(config: ConfigDict, stack: contextlib.ExitStack, folder: P
     return dataclasses.replace(made, convolves=config.model.network.type == "unet")
 
 
-def _stirred(params: Params) -> Params:
+def sampler_config() -> ConfigDict:
+    """DDPM's U-Net, drawn from by DDIM in 50 steps."""
+    c = diffusion_config({"type": "unet", **unet.VARIANTS["ddpm-cifar10"]}, 32, 3, 4)
+    c.model.sampler = ConfigDict({"solver": "ddim", "steps": 50, "clip": "static"})
+    return c
+
+
+def prepare_sampler(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """`predict["sample"]` jitted, against its network jitted and called as often, each call waiting for nothing."""
+    program = assemble(config, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]))
+    params, steps, predict = program.init().params, int(config.model.sampler.steps), program.task.predict
+    if "sample" not in predict:
+        raise UserError("this case draws from a model without a condition; leave model.labels, model.text and model.context out")
+    keys = jax.random.split(jax.random.key(0), config.batch_size)
+    x, t = jnp.zeros((config.batch_size, *program.task.batch_spec["image"].shape[1:])), jnp.zeros(config.batch_size)
+    draw = jax.jit(predict["sample"]).lower(params, keys).compile()
+    forward = jax.jit(predict["network"]).lower(params, x, t).compile()
+    network = flops.count(predict["network"], params, x, t).matmul_flops
+
+    def forwards(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count * steps):
+            out = forward(params, x, t)
+        jax.block_until_ready(out)
+        return time.perf_counter() - began
+
+    found = np.asarray(draw(params, keys))
+    if not np.isfinite(found).all():
+        raise UserError("the sampler drew values that are not finite")
+    facts = {"batch_size": config.batch_size, "steps": steps, "parameters": tree.count(program.abstract.params)}
+    sides = {"sampler": measure.timed(draw, params, keys), "forwards": forwards}
+    return Prepared(sides, measure.Work(steps * network, None), facts, convolves=config.model.network.type == "unet")
+
+
+def _stirred(params: Params, std: float = 0.02) -> Params:
     """Parameters none of which is 0: DiT starts with an output of zeros, by which nothing can be compared."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return treedef.unflatten([x + 0.02 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+    return treedef.unflatten([x + std * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+
+
+# --- decoding ------------------------------------------------------------------------------------------------------------
+
+
+def decode_config(name: str) -> ConfigDict:
+    """A published language model, its layers apart, and prompts of random tokens that are continued greedily."""
+    lm = {**language_model.VARIANTS[name], "scan": False}
+    return ConfigDict({"model": {"lm": lm}, "batch_size": 8, "prompt": 64, "new": 128, "dtype": "float32"})
+
+
+def prepare_decode(config: ConfigDict, stack: contextlib.ExitStack, folder: Path, start: StartPeer | None) -> Prepared:
+    """`predict["generate"]`, with what it checks, on the same prompts again and again. A step writes `new` tokens in every row."""
+    for key in ("batch_size", "prompt", "new"):
+        if config[key] < 1:
+            raise UserError(f"{key} is {config[key]}; expected a positive number")
+    c = base()
+    c.task, c.dtype, c.batch_size = "language_model", config.dtype, config.batch_size
+    c.model = ConfigDict({**config.model, "length": config.prompt + config.new})
+    task = tasks.make(c)
+    params = _stirred(jax.jit(task.init)(jax.random.key(0)), 0.05)  # fresh, it would say its last token again and again
+    params = jax.tree.map(lambda x: x.astype(config.dtype), params)
+    tokens = np.random.default_rng(0).integers(0, config.model.lm.vocab, (config.batch_size, config.prompt)).astype(np.int32)
+    peer = None
+    if start is not None:
+        own.write(folder / "own", {"model": config.model.to_dict()}, _tensors(params))
+        transfer.export_to(folder / "own", "hf", folder / "hf")
+        np.savez(folder / "batch.npz", tokens=tokens)
+        (folder / "spec.json").write_text(json.dumps({"dtype": config.dtype, "threads": machine.cores(), "new": config.new}))
+        peer = stack.enter_context(start(PEERS / "language_model.py", folder))
+    write = lambda: task.predict["generate"](params, tokens, jax.random.key(0), max_new_tokens=config.new)
+    ours = np.asarray(write().tokens)
+    outputs = {} if peer is None else {"logits": jax.jit(lambda p: task.predict["logits"](p, tokens)[:, -1])(params)}
+    made = _against(peer, folder, measure.timed(write), _decoding_work(task, params, config), outputs, config, {"new": config.new})
+    made.facts["parameters"] = tree.count(params)
+    if peer is not None:
+        with np.load(folder / "outputs.npz") as theirs:
+            made.facts["same_tokens"] = same_tokens(ours, theirs["tokens"], exact=config.dtype == "float32")
+    return dataclasses.replace(made, written=ours.size)
+
+
+def same_tokens(ours: np.ndarray, theirs: np.ndarray, exact: bool) -> float:
+    """The share of tokens that are the same.
+
+    Raises:
+      UserError: not all, where they must be: rounding alone decides nothing in float32.
+    """
+    same = ours == theirs
+    if exact and not same.all():
+        row, place = np.argwhere(~same)[0]
+        raise UserError(f"mmjax and its peer wrote other tokens, first new token {place} of row {row}: they are not the same computation")
+    return float(same.mean())
+
+
+def _decoding_work(task: Task, params: Params, config: ConfigDict) -> measure.Work:
+    """Of the prompts without their logits and of every new token, which sees all slots; of bytes, that the parameters and the whole cache
+    are read once a token."""
+    model, rows, slots = language_model.build(config.model.lm, config.dtype), config.batch_size, config.prompt + config.new
+    whole = lambda n: flops.count(task.predict["logits"], params, jax.ShapeDtypeStruct((rows, n), jnp.int32)).matmul_flops
+    keys = jax.eval_shape(lambda: model.init_cache(rows, slots))
+    attended = sum(2 * x.size for x in jax.tree.leaves(keys)) // slots * (slots - 1) * model.heads // (model.kv_heads or model.heads)
+    total = whole(config.prompt) - 2 * rows * config.prompt * model.width * model.vocab + config.new * (whole(1) + attended)
+    read, cache = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(t)) for t in (params, keys))
+    return measure.Work(total, float((config.new + 1) * read + config.new * cache))
+
+
+def _tensors(params: Params) -> dict[str, Tensor]:
+    return {path: Tensor(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x)) for path, x in tree.flatten(params).items()}
 
 
 # --- the contrastive loss ------------------------------------------------------------------------------------------------
@@ -309,6 +413,17 @@ CASES = {
         lambda: diffusion_config({**DIT, **dit.VARIANTS["DiT-XL/2"]}, 32, 4, 64, "bfloat16"),
         prepare_diffusion,
         accelerator=True,
+    ),
+    "gpt2-decode": Case(
+        "GPT-2 small continuing 8 prompts of 64 tokens by 128 each, greedily, against transformers' generate",
+        lambda: decode_config("gpt2"),
+        prepare_decode,
+    ),
+    "sampler": Case(
+        "4 pictures of DDPM's U-Net for CIFAR-10 in 50 steps of DDIM: the sampler against 50 bare forward passes",
+        sampler_config,
+        prepare_sampler,
+        peer=False,
     ),
     "info-nce": Case(
         "loss and gradients of 8,192 pairs of width 512: the ring form against the dense form",

@@ -19,6 +19,7 @@ from mmjax.core.errors import UserError
 from mmjax.core.types import Params
 from mmjax.data.transforms import Decode
 from mmjax.evals.accuracy import confusion
+from mmjax.evals.few_shot import FewShot, Found
 from mmjax.evals.generated import Generated
 from mmjax.evals.zero_shot import ZeroShot
 
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
         evaluators[name] = evals.make(name, program.task.predict, group, program.mesh, config.data)
     workdir = Path(args.workdir)
     step, weights, params = load_params(program, workdir, args.step, args.ema_std)
-    found = {name: run(name, evaluate, params, workdir if args.report else None) for name, evaluate in evaluators.items()}
+    found = {name: run(name, evaluate, params, workdir, workdir if args.report else None) for name, evaluate in evaluators.items()}
     scalars = {f"{name}/{k}": v for name, scores in found.items() for k, v in scores.items()}
     split = args.split or ",".join(sorted({group.split for group in config.evals.values()}))
     told = {f"{name}/of": evaluate.told() for name, evaluate in evaluators.items() if hasattr(evaluate, "told")}
@@ -60,8 +61,16 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def run(name: str, evaluate: Callable[[Params], Mapping[str, float]], params: Params, folder: Path | None) -> Mapping[str, float]:
-    """The scores of one evaluation. Of generated pictures every score and its sheets go to `folder`, if there is one."""
+def run(
+    name: str, evaluate: Callable[[Params], Mapping[str, float]], params: Params, workdir: Path, folder: Path | None
+) -> Mapping[str, float]:
+    """The scores of one evaluation. Of generated pictures every score and its sheets go to `folder`, with a report; what was answered to
+    questions goes to `workdir`, in the form `mmjax score` reads, always."""
+    if isinstance(evaluate, FewShot):
+        found = evaluate.found(params)
+        if hosts.first():
+            write_predictions(name, found, workdir)
+        return evaluate.scalars(found)
     if folder is None or not isinstance(evaluate, Generated):
         return evaluate(params)
     found = evaluate.scored(params)
@@ -70,6 +79,16 @@ def run(name: str, evaluate: Callable[[Params], Mapping[str, float]], params: Pa
         picture_sheets.write(found, folder / f"{name}_failures.png", folder / f"{name}_nearest.png" if found.likeness else None)
         print(f"{name}: {folder / name}.json, {name}_failures.png", file=sys.stderr)
     return found.scalars()
+
+
+def write_predictions(name: str, found: Mapping[int, Found], workdir: Path) -> None:
+    """`workdir/predictions/NAME_SHOTS_shots.json`."""
+    folder = workdir / "predictions"
+    folder.mkdir(exist_ok=True)
+    for shots, one in found.items():
+        path = folder / f"{name}_{shots}_shots.json"
+        path.write_text(json.dumps(one.predictions, indent=1) + "\n")
+        print(f"{name}, {shots} shots: {path}", file=sys.stderr)
 
 
 def load_params(program: Program, workdir: Path, step: int | None, ema_std: float | None = None) -> tuple[int, str, Params]:

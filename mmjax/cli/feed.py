@@ -68,11 +68,14 @@ class Feed:
         self.sets: tuple[Remembered, ...] = tuple(s for name in sorted(parts) for s in parts[name].stream.sets)
         self._each = sum(part.size for part in parts.values())
         self._bad: dict[int, np.ndarray] = {}  # step -> [kinds] of the rows this process answers for, of the steps that are watched
+        first = {}
         for name, part in parts.items():
             check_batch(part.size, program.config.accumulate, program.mesh)
             _check_groups(part)
-            batch = loader.first_batch(**self._reads(name))
-            loader.check(batch, part.spec, part.stream.source.info.name)
+            first[name] = loader.first_batch(**self._reads(name))
+            loader.check(first[name], part.spec, part.stream.source.info.name)
+        if program.task.check is not None:
+            program.task.check(first.get("", first))
         self._mine = {name: owned(part.size, program.mesh) for name, part in parts.items()}
 
     def _reads(self, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ examples:
   mmjax train --config configs/clip/digits.py --dry_run                       compile, print parameters and memory, stop
   mmjax eval --workdir runs/digits --report                                   evaluate, write runs/digits/report.html
   mmjax sample --workdir runs/digits_ddpm --num 64 --out pictures              draw pictures
+  mmjax chat --workdir runs/lm --prompt "Output:"                             let a language model write
   mmjax info --config configs/clip/vit_b32.py --devices 64 mesh.fsdp=8        what a run would hold, on machines not at hand
   mmjax data show --config configs/clip/digits.py --out sheet.png             look at what a run is trained on
   mmjax cache --workdir runs/digits --predict encode_image --out caches/digits   store what a model computes, as a source
@@ -216,7 +217,7 @@ def _convert(verbs: Any) -> None:
 
     taken = action("import", "into mmjax's own folder", "Write params.safetensors, whose names are mmjax's, and config.json.")
     given = action("export", "out to another library", "Write the weights and configs that Hugging Face's or OpenCLIP's loader takes.")
-    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers, diffusers) or openclip")
+    given.add_argument("--to", required=True, metavar="LIBRARY", help="hf (transformers, diffusers), openclip or open_flamingo")
     for sub in (taken, given):
         sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
         sub.add_argument("--dtype", metavar="TYPE", help="float32 (default), bfloat16 or float16")
@@ -314,6 +315,44 @@ def _sample(verbs: Any) -> None:
     sample.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to set, e.g. model.sampler.clip=dynamic")
 
 
+CHAT = """\
+A model goes on from a text as the texts went on that it was trained on: give it the beginning of one. Pictures stand between the words as
+<image:FILE>, for models that see them; examples with their answers, in front, show it what is wanted. Without --prompt, lines are read one
+after the other, and each goes on from all before it: /new begins anew, /quit ends.
+The likeliest token is taken unless --temperature is above 0; with --beams, the likeliest whole text that a search finds. A text ends at
+the model's end token, at the end of a chunk where it has one, or at a --stop.
+
+examples:
+  mmjax chat --workdir runs/lm --prompt "Output:"
+  mmjax chat --model weights/gpt2 --temperature 0.8 --top_p 0.95 --max_new_tokens 100 --prompt "The meaning of life is"
+  mmjax chat --workdir runs/flamingo --prompt "<image:scene.png>Question: What shape is the red thing? Answer:"
+  mmjax chat --workdir runs/flamingo --beams 3 --prompt "<image:a.png>Output: a red circle<image:b.png>Output:"
+  mmjax chat --workdir runs/flamingo                                  interactive
+"""
+
+
+def _chat(verbs: Any) -> None:
+    about = "Write on from a text, with pictures between its words where the model sees them; the answer appears while it is written."
+    chat = _raw(verbs, "chat", CHAT, help="let a language model go on from a text and pictures", description=about)
+    chat.add_argument("--workdir", metavar="DIR", help="a run's workdir: its newest checkpoint, averaged where the run has an average")
+    chat.add_argument("--model", metavar="DIR", help="or a folder of published weights, with its tokenizer in it")
+    chat.add_argument("--prompt", metavar="TEXT", help="answer this and stop; default: ask for lines")
+    chat.add_argument("--max_new_tokens", type=int, default=64, metavar="N", help="default 64")
+    chat.add_argument("--min_new_tokens", type=int, default=0, metavar="N", help="no end before so many; default 0")
+    chat.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 1 is the model's own; default 0, the likeliest"
+    )
+    chat.add_argument("--top_k", type=int, default=0, metavar="K", help="of the K likeliest only")
+    chat.add_argument("--top_p", type=float, default=1.0, metavar="P", help="of the fewest that have this probability together")
+    chat.add_argument("--repetition_penalty", type=float, default=1.0, metavar="X", help="above 1 makes repetition less likely")
+    chat.add_argument("--beams", type=int, default=1, metavar="B", help="search with so many; the text appears when it is whole")
+    chat.add_argument("--length_penalty", type=float, default=1.0, metavar="X", help="of beams: above 0 favours long texts, 0 none")
+    chat.add_argument("--stop", action="append", metavar="TEXT", help="end there; may be given several times; matched by its tokens")
+    chat.add_argument("--seed", type=int, default=0)
+    chat.add_argument("--dtype", metavar="TYPE", help="of parameters and products: float32 (default) or bfloat16")
+    chat.set_defaults(overrides=[])
+
+
 SCORE = """\
   captions   BLEU-1..4, ROUGE-L, CIDEr-D, CIDEr; COCO's and Karpathy's files, or {"image_id", "captions"}
   vqa        official accuracy, leave-one-out; VQA v1 and v2, OK-VQA
@@ -405,6 +444,7 @@ def parser() -> argparse.ArgumentParser:
     _distributed(evaluate)
 
     _sample(verbs)
+    _chat(verbs)
 
     info = verbs.add_parser(
         "info", help="parameters, FLOPs, memory and sharding of a config", description="Print what a run would hold, allocating nothing."

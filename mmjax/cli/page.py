@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def _example(stream: Stream, position: int, tokenizer: Any, transformed: bool) -
             example = stream.transform(record, loader.generator(stream.seed, position))
         except BadSample as e:
             return _article(f"#{number}", "".join(parts) + f"<p class=bad>{escape(str(e))}</p>"), True
-        parts.append(_as_trained_on(sheet.after(example, sheet.normalising(stream.transform, record)), example, tokenizer))
+        spell = None if tokenizer is None else sheet.spelling(stream.transform, record, tokenizer)
+        parts.append(_as_trained_on(sheet.after(example, sheet.normalising(stream.transform, record)), example, spell))
     return _article(f"#{number}", "".join(parts)), False
 
 
@@ -138,10 +139,10 @@ def _scene(graph: Any) -> str:
     return f"<table>{''.join(rows)}</table>" + "".join(f"<p class=relation>{escape(t)}</p>" for t in told)
 
 
-def _as_trained_on(pictures: list[Image.Image], example: Mapping[str, Any], tokenizer: Any) -> str:
+def _as_trained_on(pictures: list[Image.Image], example: Mapping[str, Any], spell: Callable[[Mapping[str, Any]], str] | None) -> str:
     """What the model is given: pictures after the transforms, and the text its tokens spell."""
     tokens = example.get("tokens")
-    text = tokenizer.decode(tokens) if tokenizer is not None and np.ndim(tokens) == 1 else ""
+    text = spell(example) if spell is not None and np.ndim(tokens) == 1 else ""
     if not pictures and not text:
         return ""
     return f"<div class=after><h4>as trained on</h4>{_pictures(pictures)}{f'<p>{escape(text)}</p>' if text else ''}</div>"

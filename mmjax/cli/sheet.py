@@ -4,7 +4,7 @@ import dataclasses
 import io
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmjax.core.errors import UserError
 from mmjax.data import loader
 from mmjax.data.bad import BadSample, place
 from mmjax.data.image import FORMATS, decoding
+from mmjax.data.interleave import Interleave
 from mmjax.data.source import Source, open_tokenizer
 from mmjax.data.stream import Stream, open_streams
 from mmjax.data.tokenizer import Tokenizer
@@ -86,7 +87,7 @@ def cell(stream: Stream, position: int, tokenizer: Tokenizer | None, transformed
             return Cell(tuple(shown), f"{where} {e}", bad=True)
         shown += after(example, normalising(stream.transform, record))
         if tokenizer is not None and np.ndim(example.get("tokens")) == 1:
-            text = tokenizer.decode(example["tokens"])
+            text = spelling(stream.transform, record, tokenizer)(example)
     return Cell(tuple(shown), f"{where} {text}")
 
 
@@ -124,6 +125,8 @@ def after(example: Mapping[str, Any], normalize: Normalize | None) -> list[Image
     """The pictures of a transformed example: arrays [H, W, C], or [T, H, W, C], of which a few."""
     found = []
     for value in example.values():
+        if isinstance(value, np.ndarray) and value.ndim == 5:  # [N, F, H, W, C], of which `images` are real
+            value = value[: int(example.get("images", len(value)))].reshape(-1, *value.shape[2:])
         if isinstance(value, np.ndarray) and value.ndim in (3, 4) and value.shape[-1] in (1, 3):
             found += [visible(frame, normalize) for frame in _some(list(value) if value.ndim == 4 else [value])]
     return found
@@ -145,11 +148,23 @@ def _some(items: list, most: int = _FRAMES) -> list:
     return [items[i] for i in sorted({round(x) for x in np.linspace(0, len(items) - 1, min(most, len(items)))})] if items else []
 
 
-def normalising(transform: Any, record: Mapping[str, Any]) -> Normalize | None:
-    """The normalisation among the steps that a record goes through."""
+def _steps(transform: Any, record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The steps that a record goes through, those of its pictures among them."""
     if hasattr(transform, "transforms"):  # a mixture: each component's own
         transform = transform.transforms[record["_component"]]
-    return next((step for step in getattr(transform, "steps", ()) if isinstance(step, Normalize)), None)
+    steps = getattr(transform, "steps", ())
+    return (*steps, *(inner for step in steps if isinstance(step, Interleave) for inner in step.pictures.chain.steps))
+
+
+def normalising(transform: Any, record: Mapping[str, Any]) -> Normalize | None:
+    """The normalisation among the steps that a record goes through."""
+    return next((step for step in _steps(transform, record) if isinstance(step, Normalize)), None)
+
+
+def spelling(transform: Any, record: Mapping[str, Any], tokenizer: Tokenizer) -> Callable[[Mapping[str, Any]], str]:
+    """What reads the tokens of an example: of a row with pictures, with the marks of these."""
+    plain = lambda example: tokenizer.decode(example["tokens"])
+    return next((step.spelt for step in _steps(transform, record) if isinstance(step, Interleave)), plain)
 
 
 def draw(cells: list[Cell]) -> Image.Image:

@@ -26,7 +26,7 @@ HEAD = 64  # width of a head in all of OpenAI's models
 def openai_rules(model: Model, names: Collection[str]) -> list[Rule]:
     """OpenAI's names; OpenCLIP's are the same, with the text tower under `text.` where it has a class of its own."""
     text = "text." if "text.positional_embedding" in names else ""
-    image = _resnet if model["image"].get("type") == "resnet" else timm_trunk if model["image"].get("pool", "cls") != "cls" else _vit
+    image = _resnet if model["image"].get("type") == "resnet" else timm_trunk if model["image"].get("pool", "cls") != "cls" else openai_vit
     rules = [
         *image(model),
         *pieces.table(f"{text}token_embedding.weight", "text/token"),
@@ -46,7 +46,8 @@ def openai_rules(model: Model, names: Collection[str]) -> list[Rule]:
     return rules + dropped(names, r".*\.num_batches_tracked|(.*\.)?attn_mask")
 
 
-def _vit(model: Model) -> list[Rule]:
+def openai_vit(model: Model) -> list[Rule]:
+    """Its vision transformer."""
     return [
         Rule("visual.class_embedding", "image/cls", identity),
         *pieces.table("visual.positional_embedding", "image/pos"),

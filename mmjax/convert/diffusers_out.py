@@ -109,7 +109,13 @@ def _decoder(model: Mapping[str, Any]) -> Target:
         "time_embed_dim": net.embedding_width,
     }
     inner = _unet({**model, "context": {**model["context"], "width": embedding["context_width"]}}).jsons["config.json"]
-    return Target(unclip.DECODER, (), {"decoder/config.json": inner, "text_proj/config.json": text}, STEM, folders=("decoder", "text_proj"))
+    jsons = {"decoder/config.json": inner, "text_proj/config.json": text}
+    return Target(unclip.DECODER, (), jsons, STEM, parts=_parts("decoder", "text_proj"))
+
+
+def _parts(*folders: str) -> dict[str, str]:
+    """Of tensors whose names begin with a folder's."""
+    return {f"{name}.": f"{name}/{STEM}" for name in folders}
 
 
 def _upsampler(model: Mapping[str, Any]) -> Target:
@@ -117,7 +123,7 @@ def _upsampler(model: Mapping[str, Any]) -> Target:
     both = {**net, "in_channels": net["in_channels"] + net.pop("low_res"), "low_res": 0}
     config = _unet({**model, "network": both}).jsons["config.json"]
     folders = ("super_res_first", "super_res_last")
-    return Target(unclip.UPSAMPLER, (), {f"{name}/config.json": config for name in folders}, STEM, folders=folders)
+    return Target(unclip.UPSAMPLER, (), {f"{name}/config.json": config for name in folders}, STEM, parts=_parts(*folders))
 
 
 def _shared(net: unet.UNet) -> Json:

@@ -36,7 +36,8 @@ class Target:
       names: what the layout's rules are given as the names of a file's tensors.
       jsons: file name -> content.
       stem: of the file of weights.
-      folders: of which each has its own such file; the names of its tensors begin with the folder's, and so do those of `jsons`.
+      parts: of tensors whose names begin so (which is left out) the stem of a file of their own, in a folder of its own.
+      words: the folder in it that the tokenizer's files belong in.
     """
 
     layout: Layout
@@ -44,7 +45,8 @@ class Target:
     jsons: dict[str, Any]
     stem: str
     notes: list[str] = dataclasses.field(default_factory=list)
-    folders: tuple[str, ...] = ()
+    parts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    words: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,11 @@ from mmjax.core.errors import UserError, suggest
 
 Json = Mapping[str, Any]
 
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"}
-_THEIRS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+ACTIVATIONS = {
+    **{"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"},
+    **{"silu": "silu", "swish": "silu"},
+}
+THEIRS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu", "silu": "silu"}
 MODEL_TYPES = {
     "clip": "clip",
     "clip_text_model": "clip",
@@ -95,7 +98,7 @@ def _tower_out(t: Json) -> dict[str, Any]:
         "num_hidden_layers": t["depth"],
         "num_attention_heads": t["heads"],
         "intermediate_size": t["mlp"],
-        "hidden_act": _THEIRS[t["act"]],
+        "hidden_act": THEIRS[t["act"]],
         "layer_norm_eps": t["eps"],
     }
 

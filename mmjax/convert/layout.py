@@ -24,6 +24,7 @@ class Layout:
       rules: of a model's fields and the names that a file has (its tensors, where there is one): some may be there or not.
       told: whether `describe` heeds `Source.variant`.
       forms: rules of layouts with the same names of tensors; `describe` tells which it is by `layout`.
+      join: adds the tensors of further checkpoints that a model needs.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layout:
     rules: Callable[[Model, Collection[str]], list[Rule]]
     told: bool = False
     forms: Mapping[str, Callable[[Model, Collection[str]], list[Rule]]] = dataclasses.field(default_factory=dict)
+    join: Callable[[Source], Source] = lambda source: source
 
     def recognises(self, names: Collection[str]) -> bool:
         return all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)

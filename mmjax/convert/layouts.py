@@ -3,23 +3,17 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from mmjax.convert import bert, clip, diffusion, own, prior, siglip, t5, unclip
+from mmjax.convert import bert, clip, diffusion, idefics, language, open_flamingo, own, prior, siglip, t5, unclip
 from mmjax.convert.layout import Layout
 from mmjax.convert.source import PREFIXES
 from mmjax.convert.tensors import some
 from mmjax.core.errors import UserError
 
 LAYOUTS = (
-    own.OWN,
-    siglip.BIG_VISION,
-    clip.OPENAI,
-    siglip.HF_SIGLIP,
-    clip.HF_CLIP,
-    bert.HF_BERT,
-    t5.HF_T5,
-    *diffusion.LAYOUTS,
-    *unclip.LAYOUTS,
-    *prior.LAYOUTS,
+    # Those first whose marks others have too.
+    *(own.OWN, open_flamingo.OPEN_FLAMINGO, idefics.HF_IDEFICS),
+    *(siglip.BIG_VISION, clip.OPENAI, siglip.HF_SIGLIP, clip.HF_CLIP, bert.HF_BERT, t5.HF_T5),
+    *(*language.LAYOUTS, *diffusion.LAYOUTS, *unclip.LAYOUTS, *prior.LAYOUTS),
 )
 
 
@@ -39,5 +33,6 @@ def recognise(names: Collection[str], where: Path) -> Layout:
             )
     raise UserError(
         f"{where}: {len(names)} tensors of no architecture known here; known: CLIP (OpenAI, OpenCLIP, Hugging Face), SigLIP (Hugging Face, "
-        f"big_vision, OpenCLIP), BERT, T5, U-Nets, DiT and KL autoencoders of diffusers and their authors. Its names: {some(names)}"
+        f"big_vision, OpenCLIP), BERT, T5, GPT-2, OPT, MPT, LLaMA, Gemma, GPT-NeoX, OpenFlamingo, IDEFICS, U-Nets, DiT and KL autoencoders "
+        f"of diffusers and their authors. Its names: {some(names)}"
     )

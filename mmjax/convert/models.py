@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmjax.convert import networks, prior, towers
+from mmjax.convert import flamingo, language, networks, prior, towers
 from mmjax.convert.family import Family, Fields, Model
 from mmjax.core.errors import UserError
 
-FAMILIES: tuple[Family, ...] = (prior.FAMILY, networks.NETWORK, networks.AUTOENCODER, networks.CLASSIFIER, towers.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    *(prior.FAMILY, networks.NETWORK, networks.AUTOENCODER, networks.CLASSIFIER, flamingo.FAMILY, language.FAMILY),
+    towers.FAMILY,
+)
 
 
 def family_of(fields: Fields) -> Family:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,10 @@ class Pretrained:
         tokens) -> [B, N]`, scaled cosines; of a text tower alone `encode_tokens(params, tokens) -> [B, L, D]`. `network(params, x
         float[B, H, W, C], t [B], *, context=None, labels=None)`, what the network itself puts out, further inputs of its module by name;
         `encode(params, x) -> (mean, logvar)` and `decode(params, z)` of an autoencoder, unscaled; `classify(params, x, t) -> [B, K]`, a
-        noisy classifier's logits; `logits(params, images) -> [B, K]` of a classifier, a run of ours. Those a checkpoint has no weights for
-        are not there.
+        noisy classifier's logits; `logits(params, images) -> [B, K]` of a classifier, a run of ours. Of a language model `logits(params,
+        tokens) -> [B, L, V]`, `generate(params, tokens, key, *, max_new_tokens, ...)` and `log_likelihood(params, tokens, answers,
+        answer_lengths)`, which with one that sees also take `pixels` float[B, N, F, H, W, 3] and `images` int[B], how many of a row's N
+        are real. Those a checkpoint has no weights for are not there.
     """
 
     config: dict[str, Any]
@@ -80,6 +82,7 @@ def open_checkpoint(
         raise UserError(
             f"{source.path}: variant is {variant!r}, and weights of layout {layout.name} leave nothing open that it could say; leave it out"
         )
+    source = layout.join(source)
     with warnings.catch_warnings():
         if act is not None:
             warnings.simplefilter("ignore")  # of an activation that is not known: it is now
@@ -119,16 +122,18 @@ def from_pretrained(
     """Loads weights from a folder or a file, in any of the layouts they are published in.
 
     CLIP, SigLIP, BERT and T5: OpenAI's `.pt` (TorchScript or a state dict) and OpenCLIP's files, Hugging Face folders written by
-    transformers 4 or 5, big_vision's `.npz`. Diffusion: diffusers' folders of a U-Net, DiT or KL autoencoder, alone or in a pipeline, and
-    state dicts of guided-diffusion, latent diffusion, DiT, SiT, EDM, EDM2 and Karlo. Our own: folders written by `mmjax convert import`,
-    and workdirs of runs, whose newest checkpoint is read. Nothing that is stored in a file is executed. Weights go to the devices one at a
-    time, and to each device only what it holds.
+    transformers 4 or 5, big_vision's `.npz`. Language models: Hugging Face folders of GPT-2, OPT, MPT, LLaMA, Gemma and GPT-NeoX; those
+    that see: IDEFICS' folders, and OpenFlamingo's checkpoints with `open_flamingo.json` beside them. Diffusion: diffusers' folders of a
+    U-Net, DiT or KL autoencoder, alone or in a pipeline, and state dicts of guided-diffusion, latent diffusion, DiT, SiT, EDM, EDM2 and
+    Karlo. And our own: folders written by `mmjax convert import`, and workdirs of runs, whose newest checkpoint is read. Nothing that is
+    stored in a file is executed. Weights go to the devices one at a time, and to each device only what it holds.
 
     Args:
       component: of a pipeline's folder ("unet", "transformer", "vae", "text_encoder"; unCLIP's "decoder", which is two folders with
         text_proj, and "super_res", which is super_res_first and super_res_last), of a file with all of latent diffusion's weights
         ("unet", "vae") or of a run ("network", "first_stage", "text"); by default the network that denoises.
-      variant: a published name, or fields of the network, where a state dict does not say them (heads; DiT or SiT).
+      variant: a published name, or fields of the network, where a state dict does not say them (heads; DiT or SiT); of an OpenFlamingo
+        checkpoint what `open_flamingo.json` would say: the paths `lm` and `clip`, and `image_token` (convert.open_flamingo).
       mesh: devices to place parameters on, by the sharding table; without it all are on the default device.
       dtype: of parameters and products, float32 if not given; whatever the file's own.
       act: the activation, where it is to be another than the files say ("gelu", "quick_gelu", "gelu_tanh", "relu").
@@ -149,7 +154,8 @@ def from_pretrained(
     if mesh is not None:
         places = tree.flatten(sharding.params_shardings(tree.unflatten(model.shapes), tree.unflatten(model.axes), mesh))
     params = {name: place(leaf, places[name]) for name, leaf in found.items()}
-    return Pretrained(opened.config, tree.unflatten(params), _tokenizer(opened.source.words), model.predict)
+    words = _tokenizer(opened.source.words, opened.config.get("added_tokens", ()))
+    return Pretrained(opened.config, tree.unflatten(params), words, model.predict)
 
 
 def _resized(opened: Opened, size: int, dtype: np.dtype, mesh: Any, found: dict[str, Any]) -> tuple[Opened, Model, dict[str, Any]]:
@@ -179,5 +185,5 @@ def _resized(opened: Opened, size: int, dtype: np.dtype, mesh: Any, found: dict[
     return dataclasses.replace(opened, config=config), model, out
 
 
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    return tokenizers.load(folder) if any((folder / name).is_file() for name in tokenizers.FILES) else None
+def _tokenizer(folder: Path, added: Sequence[str]) -> Tokenizer | None:
+    return tokenizers.load(folder).extended(added) if any((folder / name).is_file() for name in tokenizers.FILES) else None

@@ -2,6 +2,7 @@
 
 A rule names tensors of the file and leaves of our parameters, and holds a pair of functions between their values. "{i}" in the names of
 tensors counts layers, which are the leading axis of the leaves: `Rule("h.{i}.w", "blocks/w", transpose)` binds `depth` tensors to one leaf.
+"{i+1}" counts from 1, and "{4i+3}" is 3, 7, ...
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from mmjax.convert.tensors import Tensor, Tensors, describe, of_array, some
 from mmjax.core.errors import UserError
 
 Array = np.ndarray
+_LAYER = re.compile(r"\{(\d*)i(?:\+(\d+))?\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        return "{i" in self.sources[0]
+        return _LAYER.search(self.sources[0]) is not None
 
     def sources_of(self, layer: int) -> tuple[str, ...]:
-        return tuple(name.replace("{i}", str(layer)).replace("{i+1}", str(layer + 1)) for name in self.sources)
+        number = lambda m: str(int(m[1] or 1) * layer + int(m[2] or 0))
+        return tuple(_LAYER.sub(number, name) for name in self.sources)
 
 
 def _each(forward: Callable[[Array], Array], inverse: Callable[[Array], Array]) -> Op:
@@ -83,13 +86,13 @@ def patches(patch: int, channels: int) -> Op:
     return _each(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), inverse)
 
 
-def split(parts: int, op: Op = identity) -> Op:
-    """One tensor <-> `parts` equal parts of its leading axis, each through `op`: PyTorch's in_proj is q, k, v on top of each other."""
+def split(parts: int, op: Op = identity, axis: int = 0) -> Op:
+    """One tensor <-> `parts` equal parts of an axis, each through `op`: PyTorch's in_proj is q, k, v on top of each other."""
 
     def forward(x: Array) -> tuple[Array, ...]:
-        return tuple(op.forward(part)[0] for part in np.split(x, parts))
+        return tuple(op.forward(part)[0] for part in np.split(x, parts, axis))
 
-    return Op(forward, lambda *xs: (np.concatenate([op.inverse(x)[0] for x in xs]),))
+    return Op(forward, lambda *xs: (np.concatenate([op.inverse(x)[0] for x in xs], axis),))
 
 
 def tied(copies: int, op: Op = identity) -> Op:
@@ -288,3 +291,9 @@ def _inverse(bound: Bound, params: Mapping[str, Any], layer: int | None, output:
 def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
     """Rules whose tensors' names begin with `prefix`."""
     return [dataclasses.replace(r, source=tuple(prefix + name for name in r.sources)) for r in rules]
+
+
+def moved(old: str, new: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules whose leaves' paths all begin with `old`, which becomes `new`."""
+    kept = (r for r in rules if r.targets and all(path.startswith(old) for path in r.targets))
+    return [dataclasses.replace(r, target=tuple(new + path.removeprefix(old) for path in r.targets)) for r in kept]

@@ -25,7 +25,10 @@ READERS = {
     ".pth": torch_file.read,
     ".bin": torch_file.read,
 }
-JSONS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "scheduler_config.json")
+JSONS = (
+    *("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "scheduler_config.json"),
+    "open_flamingo.json",
+)
 PIPELINE = "model_index.json"  # of diffusers, beside the folders of its components
 DENOISERS = ("unet", "transformer", "decoder")  # the components of which a pipeline has one, taken where none is asked for
 # Components of which each is several folders; the first one's name is the scheduler's too.

@@ -22,7 +22,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt"),
     *("spiece.model", "tokenizer.model", "bpe_simple_vocab_16e6.txt.gz"),
 )
-TO = ("hf", "openclip")
+TO = ("hf", "openclip", "open_flamingo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +68,25 @@ def export_to(path: str | Path, to: str, out: str | Path, *, dtype: Any = None, 
     target = target_of(opened.config, to)
     out = _empty(out)
     tensors = export(target.layout.rules(opened.config["model"], target.names), leaves, dtype)
-    files = []
-    for folder in target.folders or ("",):
-        (out / folder).mkdir(exist_ok=True)
-        prefix = folder and f"{folder}."
-        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-        written = safetensors.write_set(out / folder, target.stem, own, {"format": "pt"})
-        files += [f"{folder}/{name}" if folder else name for name in written]
+    files = _write_parts(out, tensors, target)
     for name, content in target.jsons.items():
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    written = [*files, *target.jsons, *_copy_tokenizer(opened.source.words, out)]
+    written = [*files, *target.jsons, *_copy_tokenizer(opened.source.words, out / target.words)]
     return Written(opened.config, _numbers(leaves), written, target.notes)
+
+
+def _write_parts(out: Path, tensors: Mapping[str, Tensor], target: Target) -> list[str]:
+    """Writes tensors into the files they belong in; returns their names."""
+    files = []
+    for prefix, stem in {**target.parts, "": target.stem}.items():
+        own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+        tensors = {name: x for name, x in tensors.items() if not name.startswith(prefix)}
+        if not own:
+            continue
+        folder = (out / stem).parent
+        folder.mkdir(exist_ok=True)
+        files += [str((folder / name).relative_to(out)) for name in safetensors.write_set(folder, Path(stem).name, own, {"format": "pt"})]
+    return files
 
 
 def target_of(config: Mapping[str, Any], to: str) -> Target:

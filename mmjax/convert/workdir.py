@@ -5,7 +5,7 @@ what only training needs.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from mmjax.core import checkpoint_read, tree
 from mmjax.core import config as config_lib
 from mmjax.core.config import get, to_dict, with_variant
 from mmjax.core.errors import UserError, suggest
+from mmjax.data.interleave import special
 from mmjax.data.source import open_source
-from mmjax.models import autoencoder_kl, clip, unet_classifier
+from mmjax.data.stream import overlaid
+from mmjax.models import autoencoder_kl, clip, lm, unet_classifier
 
 CHECKPOINTS = "checkpoints"
 # Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
@@ -88,13 +90,22 @@ def parts_of(config: ConfigDict, where: str) -> dict[str, Part]:
 
 def _words(config: ConfigDict, model: Mapping[str, Any]) -> Path | None:
     """The folder of the run's tokenizer; None where it has none, or its set is not at hand."""
-    if "text" not in model and "context" not in model:
+    if not any(key in model for key in ("text", "context", "lm")):
         return None
     try:
-        found = config.data.tokenizer or open_source(config.data, config.data.split).info.tokenizer
+        data = _one_set(config.data)
+        found = data.tokenizer or open_source(data, data.split).info.tokenizer
     except UserError:
         return None
     return None if found is None else Path(found).parent
+
+
+def _one_set(data: ConfigDict) -> ConfigDict:
+    """Config `data` of the first of several sets: all of a run have one tokenizer, and what stands for none of them need not be there."""
+    for name, keys in data.streams.items():
+        data = overlaid(data, keys, f"data.streams.{name}", ("mixture",))
+        break
+    return overlaid(data, data.mixture[0][1], "data.mixture[0]") if data.mixture else data
 
 
 # --- tasks ---------------------------------------------------------------------------------------------------------------
@@ -162,6 +173,21 @@ def _diffusion_prior(config: ConfigDict) -> dict[str, Part]:
     return {"prior": Part(to_dict(config.model), ("", ""), {"family": "prior"})}
 
 
+def _language_model(config: ConfigDict) -> dict[str, Part]:
+    fields = with_variant(to_dict(config.model)["lm"], lm.VARIANTS, "config.model.lm")
+    return {"lm": Part({"lm": fields}, ("", ""), {"family": "language_model"})}
+
+
+def _flamingo(config: ConfigDict) -> dict[str, Part]:
+    training = ("streams", "weights", "train", "frozen_dtype")
+    model = {key: value for key, value in to_dict(config.model).items() if key not in training}
+    steps = [group.get("transforms", ()) for group in (config.data, *config.data.streams.values())]
+    rows = next((dict(args) for chain in steps for name, args in chain if name == "interleave"), {})
+    layout = rows.get("layout", "flamingo")
+    seen = _normalised(rows.get("picture", ()), config.model.size, config.model.channels)
+    return {"flamingo": Part(model, ("", ""), {"family": "flamingo", "written": layout, "added_tokens": special(layout), **seen})}
+
+
 _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
     "clip": _clip,
     "classification": _classification,
@@ -169,15 +195,20 @@ _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {
     "autoencoder": _autoencoder,
     "diffusion": _diffusion,
     "diffusion_prior": _diffusion_prior,
+    "flamingo": _flamingo,
+    "language_model": _language_model,
 }
 
 
 def _preprocess(config: ConfigDict) -> dict[str, Any]:
     """What the run did to its pictures, as published models say it."""
-    found = next((dict(args) for name, args in config.data.transforms if name == "normalize"), None)
+    return _normalised(config.data.transforms, config.model.size, config.model.channels)
+
+
+def _normalised(transforms: Sequence[Any], size: int, channels: int) -> dict[str, Any]:
+    found = next((dict(args) for name, args in transforms if name == "normalize"), None)
     if found is None:
         return {}
-    channels = config.model.channels
     spread = lambda x: tuple(float(v) for v in np.broadcast_to(x, channels))
     mean, std = spread(found.get("mean", 0.5)), spread(found.get("std", 0.5))
-    return {"preprocess": {"size": config.model.size, "resize": "squash", "method": "bilinear", "mean": mean, "std": std}}
+    return {"preprocess": {"size": size, "resize": "squash", "method": "bilinear", "mean": mean, "std": std}}

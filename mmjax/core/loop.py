@@ -133,7 +133,8 @@ def run(
         scalars = dict(jax.device_get(metrics))  # float32 as they are: a line then has the fewest digits that give them back
         if int(scalars["skipped"]) > skipped:
             hooks.say(
-                f"step {at}: {int(scalars['skipped']) - skipped} steps skipped since the last line, their loss or gradient was not finite"
+                f"step {at}: {int(scalars['skipped']) - skipped} steps skipped since the last line, their loss or gradient was not finite, "
+                "or all their labels were masked"
             )
             skipped = int(scalars["skipped"])
         scalars.pop("nonfinite")

@@ -25,7 +25,8 @@ def make_train_step(
 
     The batch is split into `accumulate` microbatches that a scan goes through; gradients and metrics are averaged with
     the weights the task gives, state leaves are carried from one to the next. A step whose loss or gradient is not
-    finite leaves parameters, optimizer state and averages as they were and is counted.
+    finite leaves parameters, optimizer state and averages as they were and is counted; so is one whose weight is 0, which
+    has nothing to learn from (every label masked).
 
     Args:
       tx: over the trained leaves only; `update` is given `step` as an extra argument.
@@ -60,8 +61,9 @@ def make_train_step(
         trained, _ = who.split(params)
         averages = {name: _average(state.ema[name], trained, rule, state.step) for name, rule in ema.items()}
 
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        bad = (~finite).astype(jnp.int32)
+        good = finite & (aux["weight"] > 0)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        bad = (~good).astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
             cursor=advance(state.cursor, size),
@@ -157,9 +159,10 @@ def _gradients(task: Task, who: Roles, params: Params, batch: Batch, key: Array,
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
     (total, state, weight), (losses, metrics) = jax.lax.scan(body, (zeros, state, jnp.float32(0)), micro)
-    mean = lambda x: x.sum(0) / weight
+    divisor = jnp.where(weight > 0, weight, 1.0)
+    mean = lambda x: x.sum(0) / divisor
     return (
         mean(losses),
-        jax.tree.map(lambda t: t / weight, total),
+        jax.tree.map(lambda t: t / divisor, total),
         {"metrics": jax.tree.map(mean, metrics), "state": state, "weight": weight},
     )

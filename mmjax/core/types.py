@@ -24,7 +24,12 @@ PREDICT: dict[str, str] = {
     "token_features": "(params, tokens int32[B, L]) -> float32[B, L, D], the text tower's states of every token",
     "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], for a linear probe: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
+    # Of what writes text, beside it: "(params, tokens int32[B, L], *, positions=None, segments=None, ...) -> float32[B, L, V], of the token
+    # after each". Where it sees pictures it and the next two also take `pixels` float[B, images, frames, H, W, 3] and `images` int32[B],
+    # how many of them are real.
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
+    "generate": "(params, tokens int32[B, P], key, *, max_new_tokens, lengths=None int32[B], ...) -> decoding.Generated, what follows",
+    "log_likelihood": "(params, tokens int32[B, P], answers int32[B, A, N], answer_lengths int32[B, A], *, lengths=None) -> float32[B, A]",
     "classify": "(params, x float[B, H, W, C], t float[B]) -> float32[B, K], logits of noisy pictures at their times on the path",
     "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",
@@ -54,7 +59,7 @@ class Task:
       loss: `loss(params, batch, key, step) -> (scalar, aux)`. `aux` may hold `"metrics"` (scalars that are
         means over examples), `"state"` (a partial tree of new values for leaves named in `state`) and
         `"weight"` (a scalar: what this batch's mean was divided by, so that unequal microbatches are
-        weighted correctly; 1 if absent). Noise drawn for an example must come from
+        weighted correctly; 1 if absent, and a step of weight 0 is skipped). Noise drawn for an example must come from
         `rng.per_example(key, batch["_index"])`: then it depends on neither accumulation nor mesh. Where the batch has
         parts (`data.streams`), each has an `_index` of its own, and no two examples of a step the same number.
       batch_spec: tree of global `jax.ShapeDtypeStruct`, leading axis = examples.
@@ -69,6 +74,7 @@ class Task:
         files that nobody can ship. Checkpoints hold them, so that the files are not needed again. None where there are none.
       fit: `fit(batches) -> params`, such a tree that a fresh run makes of its own data before its first step: statistics, principal
         components. `batches` are host batches, every row on every host, in the order of training and without end.
+      check: looks at the first batch of a run, host arrays, and raises UserError for what shapes and limits do not tell.
     """
 
     init: Callable[[Key], Params]
@@ -83,6 +89,7 @@ class Task:
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
     weights: Callable[[], Params] | None = None
     fit: Callable[[Iterable[Batch]], Params] | None = None
+    check: Callable[[Batch], None] | None = None
 
     def __post_init__(self):
         unknown = sorted(set(self.predict) - set(PREDICT))

@@ -21,7 +21,7 @@ from jaxtyping import Int, Int64
 from mmjax.core.errors import UserError
 from mmjax.data.bad import place
 from mmjax.data.provenance import fingerprint
-from mmjax.data.source import Source
+from mmjax.data.source import Info, Source
 
 FORMAT = 1
 KINDS = ("packs", "length_groups")
@@ -255,10 +255,32 @@ class Packed:
 
     def describe(self, g: int) -> str:
         """A pack in words, for messages."""
-        info = self.info
-        members = self._index[g].tolist()
-        more = f" and {len(members) - 8} more" if len(members) > 8 else ""
-        return f"source {info.name!r} ({info.split}), pack {g} of records {', '.join(map(str, members[:8]))}{more}"
+        return _described(self.info, g, self._index)
+
+
+def _described(info: Info, g: int, index: Index) -> str:
+    members = index[g].tolist()
+    more = f" and {len(members) - 8} more" if len(members) > 8 else ""
+    return f"source {info.name!r} ({info.split}), pack {g} of records {', '.join(map(str, members[:8]))}{more}"
+
+
+class Together:
+    """Packs with their records as they are, `records`, for a transform that makes one row of them (interleave)."""
+
+    def __init__(self, source: Source, index: Index):
+        self._source, self._index = source, index
+        features = {"records": "tuple of records"}
+        self.info = dataclasses.replace(source.info, features=features, groups=(), fingerprint=_digest(source, index))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, g: int) -> dict[str, Any]:
+        return {"records": tuple(self._source[record] for record in self._index[g].tolist())}
+
+    def describe(self, g: int) -> str:
+        """A pack in words, for messages."""
+        return _described(self.info, g, self._index)
 
 
 class Grouped:

@@ -80,7 +80,8 @@ def _single(data: ConfigDict, seed: int, where: str) -> Stream:
         raise UserError(f"{where}: data.packing and data.length_groups are two ways to the same end; set one of them")
     block = 1
     if data.packing:
-        source = open_packed(data, source, tokenizer)
+        # Of texts alone an index says which tokens a row holds; rows with pictures are made of whole records.
+        source = open_packed(data, source, tokenizer, together=any(spec[0] == "interleave" for spec in data.transforms))
     elif data.length_groups:
         source = open_grouped(data, source, tokenizer)
         block = source.size

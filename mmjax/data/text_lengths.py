@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from mmjax.core.errors import UserError
 from mmjax.data import packing
 from mmjax.data.bad import BadSample
-from mmjax.data.packing import Grouped, Index, Packed
+from mmjax.data.packing import Grouped, Index, Packed, Together
 from mmjax.data.source import Source, rooted, texts_of
 from mmjax.data.tokenizer import Tokenizer
 
@@ -70,10 +70,13 @@ def measure(
     return out
 
 
-def open_packed(data: Any, source: Source, tokenizer: Tokenizer | None) -> Packed:
-    """The packs `data.packing` of a source, as records. Raises UserError as `packing.load`, or for another tokenizer."""
+def open_packed(data: Any, source: Source, tokenizer: Tokenizer | None, together: bool = False) -> Packed | Together:
+    """The packs `data.packing` of a source, as rows of tokens, or with their records `together` as they are.
+
+    Raises UserError as `packing.load`, or for another tokenizer.
+    """
     index, tokens = _open(data.packing, "packs", data, source, tokenizer)
-    return Packed(source, index, tokens, tokens.tokenizer.pad)
+    return Together(source, index) if together else Packed(source, index, tokens, tokens.tokenizer.pad)
 
 
 def open_grouped(data: Any, source: Source, tokenizer: Tokenizer | None) -> Grouped:

@@ -21,7 +21,7 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer_formats as formats
-from mmjax.data.tokenizer_engines import BYTES, END, FORMS, START, WORD_END, Library
+from mmjax.data.tokenizer_engines import BYTES, END, FORMS, START, WORD_END, Extended, Library
 from mmjax.data.tokenizer_formats import CLIP_PIECES, Published
 
 CONVENTIONS = ("openai", "transformers")
@@ -113,6 +113,25 @@ class Tokenizer:
         if outside is not None:
             raise UserError(f"tokenizer: id {outside} is outside the vocabulary of {self.vocab_size}")
         return self._engine.decode(ids)
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its spelling; None where there is none."""
+        return self._engine.find(token)
+
+    def extended(self, tokens: Sequence[str], first: int | None = None) -> "Tokenizer":
+        """With special tokens: those it has already keep their ids, the others get the next ones, in this order.
+
+        Text that spells one out stays text. `first`: the id of the first new one, where a model's table has more rows than the
+        tokenizer has tokens (MPT's).
+
+        Raises:
+          UserError: a `first` within the vocabulary.
+        """
+        new = [token for token in dict.fromkeys(tokens) if self.find(token) is None]
+        first = self.vocab_size if first is None else first
+        if first < self.vocab_size:
+            raise UserError(f"tokenizer: new tokens from id {first} on, and the vocabulary of {self.vocab_size} has that one")
+        return Tokenizer(dataclasses.replace(self._published, engine=Extended(self._engine, new, first), ours=False)) if new else self
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the tokenizer.json of a tokenizer made by `train`, whole or not at all.

@@ -111,6 +111,25 @@ class Library:
         return self.core.token_to_id(token)
 
 
+class Extended:
+    """An engine with special tokens behind its own: they have ids from `first` on, stand for no text, and text is not searched for them."""
+
+    def __init__(self, engine: Engine, tokens: Sequence[str], first: int):
+        self._engine, self._tokens, self._first = engine, tuple(tokens), first
+        self.ids, self.batch = engine.ids, engine.batch
+        self.size = first + len(self._tokens)
+
+    def __reduce__(self):
+        return Extended, (self._engine, self._tokens, self._first)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._engine.decode([i for i in ids if i < self._engine.size])
+
+    def find(self, token: str) -> int | None:
+        known = self._engine.find(token)
+        return self._first + self._tokens.index(token) if known is None and token in self._tokens else known
+
+
 def clean_clip(text: str) -> str:
     """CLIP's cleaning: mojibake, ligatures, curly quotes and control characters repaired by ftfy, HTML entities unescaped twice
     (web captions are often escaped twice), whitespace collapsed, lower case."""

@@ -9,6 +9,7 @@ What is wrong with one record alone (no image, an empty caption) raises `BadSamp
 
 import dataclasses
 import math
+import string
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.data.bad import BadSample
 from mmjax.data.degrade import Degrade
 from mmjax.data.image import Decode, resampling, resized, to_array, to_pil
+from mmjax.data.interleave import Interleave
 from mmjax.data.tokenizer import Tokenizer
 
 Example = Mapping[str, Any]
@@ -315,6 +317,35 @@ class PickCaption:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compose:
+    """`template` with keys of the example in braces -> text `target`: "Question: {question} Answer: {answer}".
+
+    Of lists (questions and their answers) the entries with one number, drawn at random or `index` (for evaluation); with `join`, all of
+    them with spaces between.
+    """
+
+    template: str
+    target: str = "caption"
+    join: bool = False
+    index: int | None = None
+
+    def __post_init__(self):
+        keys = [key for _, key, _, _ in string.Formatter().parse(self.template) if key is not None]
+        if not keys or not all(key.isidentifier() for key in keys):
+            raise ValueError(f"template is {self.template!r}; expected keys of the example in braces, {{caption}}")
+        object.__setattr__(self, "keys", tuple(keys))
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        given = {key: example[key] for key in self.keys}
+        counts = {len(value) for value in given.values() if not isinstance(value, str)}
+        if counts and (len(counts) > 1 or not min(counts)):
+            raise BadSample("missing", f"{self.template!r} of lists of {sorted(counts)} texts")
+        k = 0 if self.join or not counts else int(rng.integers(min(counts))) if self.index is None else self.index
+        one = lambda value: value if isinstance(value, str) else " ".join(value) if self.join else value[k]
+        return {**example, self.target: self.template.format_map({key: one(value) for key, value in given.items()})}
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokenize:
     """Text `source` -> int32 [length] `target`: special tokens and text, cut so that the end token stays, padded to the full length.
 
@@ -434,7 +465,9 @@ TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "normalize": Normalize,
     "pick_caption": PickCaption,
     "pick_row": PickRow,
+    "compose": Compose,
     "tokenize": Tokenize,
+    "interleave": Interleave,
     "keep": Keep,
     "rename": Rename,
 }

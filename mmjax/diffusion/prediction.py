@@ -7,6 +7,7 @@ into (x0, eps) and from there into any other:
     x0        (1, 0)
     v         (-sigma, alpha)                          Salimans & Ho 2022, section 4
     velocity  (d alpha / dt, d sigma / dt)             the path's own motion; eps - x0 on the flow path
+    reverse_velocity  velocity's negative              the same of those whose time runs from noise to data: x0 - eps (Ma et al. 2024)
     score     (0, -1 / sigma)                          Song et al. 2021: the gradient of log p(x_t | x0)
     edm       (sigma / (s n), -s alpha / n)            Karras et al. 2022, table 1: F, with s = sigma_data and n^2 = sigma^2 + s^2 alpha^2
 
@@ -25,7 +26,7 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.diffusion.path import Path, as_time, over
 from mmjax.diffusion.posterior import log_variance
 
-PREDICTIONS = ("eps", "x0", "v", "velocity", "score", "edm")
+PREDICTIONS = ("eps", "x0", "v", "velocity", "reverse_velocity", "score", "edm")
 SIGMA_DATA = 0.5  # standard deviation of the data that EDM's scalings assume
 
 
@@ -53,8 +54,9 @@ def row(kind: str, t: ArrayLike, path: Path, sigma_data: float = SIGMA_DATA) -> 
         return jnp.ones_like(alpha), jnp.zeros_like(alpha)
     if kind == "v":
         return -sigma, alpha
-    if kind == "velocity":
-        return path.rates(t)
+    if kind in ("velocity", "reverse_velocity"):
+        p, q = path.rates(t)
+        return (p, q) if kind == "velocity" else (-p, -q)
     if kind == "score":
         return jnp.zeros_like(alpha), -1 / sigma
     if kind == "edm":
@@ -108,6 +110,7 @@ def check(kind: str, path: Path, times: Iterable[float], sigma_data: float = SIG
 
 CONDITIONS: dict[str, Callable[[Path, ArrayLike], Array]] = {
     "time": lambda path, t: as_time(t),
+    "one_minus_time": lambda path, t: 1 - as_time(t),  # of networks whose time 0 is noise and 1 data
     "quarter_log_sigma": lambda path, t: -path.log_snr(t) / 4,  # Karras et al. 2022, table 1
 }
 

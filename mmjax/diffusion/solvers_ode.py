@@ -10,10 +10,8 @@ its own, so that a sample does not depend on its batch; the network still looks 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,7 +176,7 @@ def last_look(path: Path) -> float:
     return float(angles(path, np.zeros(1))[0][0]) if path.steps else 1e-3
 
 
-ADAPTIVE: dict[str, Callable[[], Any]] = {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
+ADAPTIVE = {"dopri5": "Dopri5", "tsit5": "Tsit5"}  # names in diffrax
 
 
 def integrate(
@@ -208,9 +206,12 @@ def integrate(
         raise UserError(f"solver {solver!r}: rtol is {rtol} and atol {atol}; expected positive numbers, for example 1e-5")
     batch = jax.tree.leaves(y)[0].shape[0]
     time = jax.dtypes.canonicalize_dtype(jnp.promote_types(jax.tree.leaves(y)[0].dtype, jnp.float32))
+    import diffrax  # here: the two take as long to load as half of the rest, and most programs have no use for them
+    import equinox as eqx
+
     closed = eqx.filter_closure_convert(f, y, jnp.zeros((batch,), time))
     arrays, rest = eqx.partition(closed, eqx.is_array)
-    method = ADAPTIVE[solver]()
+    method = getattr(diffrax, ADAPTIVE[solver])()
 
     @jax.custom_batching.custom_vmap
     def one(arrays: PyTree, y: PyTree, u: Array) -> PyTree:  # only its shapes are used: `whole` runs

@@ -180,6 +180,22 @@ def read_captions(path: str, split: str | None = None) -> dict[str, tuple[str, .
     return {image: tuple(texts) for image, texts in out.items()}
 
 
+def picture_names(path: str) -> dict[str, str]:
+    """Where a caption file says so: image id -> the file of the picture.
+
+    COCO's "file_name"; Karpathy's "filepath" and "filename"; of a list "image". Raises UserError as `read`.
+    """
+    value = read(path)
+    rows = value.get("images", []) if isinstance(value, dict) else value
+    out = {}
+    for entry in _entries(rows, f"'{path}'", "images"):
+        name = entry.value.get("file_name") or entry.value.get("filename") or entry.value.get("image")
+        if isinstance(name, str):
+            folder = entry.value.get("filepath")
+            out[entry.id("id", "cocoid", "imgid", "image_id")] = f"{folder}/{name}" if folder else name
+    return out
+
+
 def _coco(root: Entry) -> Iterator[tuple[str, str]]:
     found = root.entries("annotations")
     captioned = set()

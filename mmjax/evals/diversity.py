@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from mmjax.data.scenes.describe import ATTRIBUTES, Description, fitting
 from mmjax.data.scenes.prompts import Requirement
@@ -56,7 +56,9 @@ def expected(shares: Iterable[float], n: int) -> float:
     """What `entropy` is on average of n independent draws, in bits: exact, since each value's count alone is binomial."""
     k = np.arange(1, n + 1)
     terms = -(k / n) * np.log2(k / n)
-    return float(sum(stats.binom.pmf(k, n, p) @ terms for p in shares if p > 0))
+    ways = special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+    chance = lambda p: np.exp(ways + special.xlogy(k, p) + special.xlog1py(n - k, -p))  # scipy.stats has it, and takes a second to load
+    return float(sum(chance(p) @ terms for p in shares if p > 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,8 +56,18 @@ class Embed(nn.Module):
     table_init: Initializer = normal(0.02)
     axis: str = "vocab"
 
-    @nn.compact
-    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+    def setup(self):
         init = nn.with_logical_partitioning(self.table_init, (self.axis, "embed"))
-        table = self.param("embedding", init, (self.vocab, self.width), jnp.float32)
-        return gathered(table.astype(self.dtype), self.axis, "embed")[ids]
+        self.embedding = self.param("embedding", init, (self.vocab, self.width), jnp.float32)
+
+    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        return self.table()[ids]
+
+    def attend(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Products with every row, of logits that share the table (Press and Wolf 2017), in `dtype`."""
+        y = x.reshape(-1, self.width).astype(self.dtype) @ self.table().T
+        return y.reshape(*x.shape[:-1], self.vocab)
+
+    def table(self) -> Float[Array, "v d"]:
+        """The table as products need it."""
+        return gathered(self.embedding.astype(self.dtype), self.axis, "embed")

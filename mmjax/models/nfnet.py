@@ -76,8 +76,11 @@ class NFNet(nn.Module):
         return 2 * self.widths[-1]
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W C"], keys: Key[Array, "B"] | None = None) -> Float[Array, "B D"]:
-        """Float32 features, or logits of `classes`. With `keys`, dropout and stochastic depth are on."""
+    def __call__(self, images: Float[Array, "B H W C"], keys: Key[Array, "B"] | None = None, tokens: bool = False) -> Float[Array, "B *d"]:
+        """Float32 features [B, D], or logits of `classes`. With `keys`, dropout and stochastic depth are on.
+
+        With `tokens`, what the last stage puts out instead, its places in reading order, [B, h * w, the stage's channels].
+        """
         self.check()
         act = activation(self.act)
         x = images
@@ -87,6 +90,8 @@ class NFNet(nn.Module):
             how = (self.widths[i], self.group, self.alpha, self.act, self.dtype)
             stage = Stage(how, STRIDES[i], scales, rates, self.scan, self.remat, name=f"stage{i + 1}")
             x = stage(x, None if keys is None else rng.fold(keys, i))
+        if tokens:
+            return x.reshape(len(x), -1, x.shape[-1]).astype(jnp.float32)
         x = act(convolution(self.features, 1, self.dtype, "last")(x)).mean((1, 2))
         x = dropout(x, self.dropout, None if keys is None else rng.fold(keys, len(self.depths)))
         if self.classes:

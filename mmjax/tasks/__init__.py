@@ -6,7 +6,18 @@ from ml_collections import ConfigDict
 
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Task
-from mmjax.tasks import ar_prior, autoencoder, caption_baselines, classification, clip, diffusion, diffusion_prior, noisy_classification
+from mmjax.tasks import (
+    ar_prior,
+    autoencoder,
+    caption_baselines,
+    classification,
+    clip,
+    diffusion,
+    diffusion_prior,
+    flamingo,
+    language_model,
+    noisy_classification,
+)
 
 TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "ar_prior": ar_prior.make,
@@ -16,6 +27,8 @@ TASKS: dict[str, Callable[[ConfigDict], Task]] = {
     "clip": clip.make,
     "diffusion": diffusion.make,
     "diffusion_prior": diffusion_prior.make,
+    "flamingo": flamingo.make,
+    "language_model": language_model.make,
     "noisy_classification": noisy_classification.make,
 }
 

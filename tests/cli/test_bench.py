@@ -120,6 +120,15 @@ def test_info_nce_needs_no_peer(tmp_path, capsys, small):
     assert got["roofline"]["flops"] == 3 * 2 * 48 * 48 * 16
 
 
+def test_a_sampler_against_its_network(tmp_path, capsys, small):
+    words = ["batch_size=2", "model.sampler.steps=3", "model.size=8", "model.network.channels=(32, 32)", "model.network.attention=(0, 0)"]
+    code, out, err = run(tmp_path, capsys, "sampler", *words, "model.network.blocks=1")
+    assert code == 0, err
+    got = json.loads(out)["cases"]["sampler"]
+    assert set(got["seconds"]) == {"sampler", "forwards"} and got["steps"] == 3
+    assert got["roofline"]["flops"] % 3 == 0
+
+
 def test_without_a_peer(tmp_path, capsys, small):
     code, out, err = run(tmp_path, capsys, "clip-vit-b32-encode", "--no_peer", "dtype=bfloat16", *SMALL)
     assert code == 0, err
@@ -244,3 +253,51 @@ def test_a_peer_that_computes_another_network_is_refused(tmp_path, capsys, small
     peer_script(DENOISES.replace("SCALE", "1.02"), "diffusion.py")
     code, _, err = run(tmp_path, capsys, "dit-b4-train", *SMALL_DIT, *TINY, "--peer_python", sys.executable)
     assert code == 2 and "outputs 'network' of mmjax and its peer differ by 0.02" in err
+
+
+WRITES = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+import mmjax
+folder = Path(sys.argv[1])
+spec, tokens = json.loads((folder / "spec.json").read_text()), np.load(folder / "batch.npz")["tokens"]
+model = mmjax.from_pretrained(folder / "hf")
+logits = model.predict["logits"](model.params, tokens)[:, -1]
+written = model.predict["generate"](model.params, tokens, jax.random.key(0), max_new_tokens=spec["new"]).tokens
+np.savez(folder / "outputs.npz", logits=logits, tokens=written)
+print(json.dumps({"ready": True, "versions": {"stand-in": "1"}, "threads": spec["threads"]}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 0.01 * json.loads(line)["steps"]}), flush=True)
+"""
+SMALL_LM = [f"model.lm.{word}" for word in ("width=32", "depth=1", "heads=2", "mlp=64", "vocab=50")]
+
+
+@pytest.mark.slow
+def test_decoding_against_a_peer(tmp_path, capsys, small, peer_script):
+    peer_script(WRITES, "language_model.py")
+    words = ("gpt2-decode", *SMALL_LM, "batch_size=2", "prompt=5", "new=4", "--peer_python", sys.executable)
+    code, out, err = run(tmp_path, capsys, *words)
+    assert code == 0, err
+    got = json.loads(out)["cases"]["gpt2-decode"]
+    assert got["same_tokens"] == 1.0 and got["differences"]["logits"] < 1e-5
+    assert got["tokens_per_second"]["peer"] == pytest.approx(8 / 0.01) and "tokens a second: mmjax" in err
+
+
+def test_decoding_by_hand(tmp_path, capsys, small):
+    """Products of a token with the block, its scores and sums over n places, and the logits of those that are written."""
+    code, out, err = run(tmp_path, capsys, "gpt2-decode", *SMALL_LM, "batch_size=2", "prompt=5", "new=4", "--no_peer")
+    assert code == 0, err
+    got = json.loads(out)["cases"]["gpt2-decode"]
+    block, seen, head = 2 * (4 * 32 * 32 + 2 * 32 * 64), lambda n: 4 * n * 32, 2 * 32 * 50
+    assert got["roofline"]["flops"] == 2 * (5 * (block + seen(5)) + 4 * (block + seen(9) + head))
+    assert got["roofline"]["bytes"] == 5 * 4 * got["parameters"] + 4 * (2 * 2 * 9 * 32 * 4)
+    assert got["tokens_per_second"]["mmjax"] == pytest.approx(8 / got["seconds"]["mmjax"]["median"])
+
+
+def test_other_tokens_are_refused():
+    ours = np.arange(6).reshape(2, 3)
+    assert bench_cases.same_tokens(ours, ours, exact=True) == 1.0
+    with pytest.raises(UserError, match="first new token 2 of row 1"):
+        bench_cases.same_tokens(ours, np.array([[0, 1, 2], [3, 4, 6]]), exact=True)
+    assert bench_cases.same_tokens(ours, ours * 0, exact=False) == pytest.approx(1 / 6)

@@ -20,7 +20,7 @@ from mmjax.evals.features import open_features
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 KINDS = (
     *("classification/digits:smoke", "clip/digits:smoke", "diffusion/digits:smoke", "diffusion/digits:classifier"),
-    *("diffusion/autoencoder:smoke", "diffusion/latent_scenes:smoke"),
+    *(pytest.param(f"diffusion/{name}:smoke", marks=pytest.mark.slow) for name in ("autoencoder", "latent_scenes")),
 )
 
 
@@ -91,6 +91,7 @@ def test_it_is_imported_with_its_averages(run, tmp_path):
     assert again.config["model"] == first.config["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["diffusion/latent_scenes:smoke"], indirect=True)
 def test_an_unknown_component_is_refused(run):
     with pytest.raises(UserError, match="component is 'vae'.*first_stage"):

@@ -71,6 +71,23 @@ def grads_by_hand(params, batch):
     return 2 * (r[:, None] * x).mean(0), 2 * r.mean(), (r**2).mean()
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_with_nothing_to_learn_from_is_skipped_and_counted(accumulate):
+    def loss(params, batch, key, step):
+        value, aux = make_task().loss(params, batch, key, step)
+        w = batch["w"].sum()
+        return value * w / jnp.maximum(w, 1.0), {**aux, "weight": w}
+
+    task = dataclasses.replace(make_task(), loss=loss)
+    s = fresh(task, ema=("a",))
+    run = jax.jit(step.make_train_step(task, SGD, accumulate=accumulate, ema={"a": 0.5}))
+    one, metrics = run(s, batch_of(w=np.zeros(B, np.float32)))
+    chex.assert_trees_all_equal(one.params, s.params)
+    assert (int(one.step), int(one.skipped), int(one.nonfinite), float(metrics["loss"])) == (1, 1, 0, 0.0)
+    two, _ = run(one, batch_of(w=np.ones(B, np.float32)))
+    assert (int(two.skipped), float(abs(two.params["w"] - s.params["w"]).max()) > 0) == (1, True)
+
+
 def test_one_sgd_step_is_the_closed_form():
     task = make_task()
     s = fresh(task)

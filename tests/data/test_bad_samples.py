@@ -113,7 +113,7 @@ def expected_failures(positions, order):
     return out
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3)), 2])
 def test_ten_thousand_with_three_percent_broken_in_ten_ways(workers):
     made, _ = run(N // 500, workers=workers)
     expected = expected_failures(range(N), Order(N, 7))

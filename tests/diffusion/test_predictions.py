@@ -64,6 +64,19 @@ def test_targets_by_their_formulae():
         np.testing.assert_allclose(got, (x0 - skip * (x0 + sigma * eps)) / out, rtol=1e-9, atol=1e-12)
 
 
+def test_a_network_whose_time_runs_from_noise_to_data():
+    """SiT's convention: x_s = s x0 + (1 - s) eps, and the network gives d x / d s at s = 1 - t."""
+    p, t = path.flow(), jnp.linspace(0.1, 0.9, 6)
+    x = jnp.asarray(examples()[0], jnp.float32)
+    theirs = lambda x, s: jnp.sin(x) * s[:, None, None]
+    ours = lambda x, t: -theirs(x, 1 - t)
+    got = denoiser(theirs, p, "reverse_velocity", condition="one_minus_time")(x, t)
+    want = denoiser(ours, p, "velocity")(x, t)
+    np.testing.assert_array_equal(got.x0, want.x0)
+    np.testing.assert_array_equal(got.eps, want.eps)
+    np.testing.assert_allclose(got.x0 - x, t[:, None, None] * theirs(x, 1 - t), rtol=1e-4, atol=1e-6)
+
+
 def test_edm_targets_and_inputs_have_unit_variance():
     """What the scalings are made for (Karras et al. 2022, appendix B.6), on every path."""
     r = np.random.default_rng(0)

@@ -49,3 +49,9 @@ def test_embed_takes_rows():
 def test_embed_names_its_rows(axis):
     boxed = Embed(4, 3, axis=axis).init(jax.random.key(0), jnp.array([0]))["params"]["embedding"]
     assert boxed.names == (axis, "embed")
+
+
+def test_logits_of_the_table_itself():
+    x, table = draw(2, 3, 4), draw(10, 4, seed=1)
+    got = Embed(10, 4).apply({"params": {"embedding": table}}, x, method="attend")
+    np.testing.assert_allclose(got, np.asarray(x) @ np.asarray(table).T, rtol=0, atol=1e-5)

@@ -16,6 +16,8 @@ FORMS = {
     "gelu_tanh": 0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
     "quick_gelu": X / (1 + np.exp(-1.702 * X)),
     "relu": np.maximum(X, 0),
+    "silu": X / (1 + np.exp(-X)),
+    "squared_relu": np.maximum(X, 0) ** 2,
 }
 
 

@@ -70,3 +70,15 @@ def test_layer_norm_without_gains_has_no_parameters():
     assert "params" not in variables
     want = (np.float64(x) - np.float64(x).mean(-1, keepdims=True)) / np.sqrt(np.float64(x).var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(model.apply(variables, x), want, rtol=0, atol=1e-5)
+
+
+def test_without_bias_and_around_one():
+    """MPT's layer norm has a gain alone; Gemma's RMS norm holds what its gain differs from 1 by, 0 at first."""
+    r = np.random.default_rng(0)
+    x, scale = (jnp.asarray(r.standard_normal(s), jnp.float32) for s in ((3, 16), (16,)))
+    got = LayerNorm(1e-5, use_bias=False).apply({"params": {"scale": scale}}, x)
+    np.testing.assert_allclose(got, reference(x, scale, 0, 1e-5), rtol=0, atol=2e-6)
+    wanted = RMSNorm(1e-6).apply({"params": {"scale": 1 + scale}}, x)
+    around = RMSNorm(1e-6, plus_one=True)
+    np.testing.assert_allclose(around.apply({"params": {"scale": scale}}, x), wanted, rtol=1e-6, atol=1e-7)
+    assert not around.init(jax.random.key(0), x)["params"]["scale"].value.any()
