@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -146,7 +147,7 @@ def config_of(role: str, published: Opened) -> ConfigDict:
     """A config whose task is the published model: its fields are those of the task's config.model."""
     config = config_lib.base()
     config.task = TASKS.get(role, "diffusion")
-    config.batch_size = 1
+    config.batch_size = jax.device_count()  # of no use, but that it splits over any mesh
     config.model = ConfigDict(dict(published.config["model"]))
     seen = published.config.get("preprocess")
     if seen is not None:
