@@ -120,6 +120,7 @@ def test_info_nce_needs_no_peer(tmp_path, capsys, small):
     assert got["roofline"]["flops"] == 3 * 2 * 48 * 48 * 16
 
 
+@pytest.mark.slow  # a U-Net is compiled twice
 def test_a_sampler_against_its_network(tmp_path, capsys, small):
     words = ["batch_size=2", "model.sampler.steps=3", "model.size=8", "model.network.channels=(32, 32)", "model.network.attention=(0, 0)"]
     code, out, err = run(tmp_path, capsys, "sampler", *words, "model.network.blocks=1")
@@ -238,7 +239,9 @@ def test_roofline():
     assert "bound" not in measure.roofline(measure.Work(200, None), 4.0, 100.0, 10.0)
 
 
-@pytest.mark.parametrize(("case", "sizes"), [("ddpm-cifar10-train", SMALL_UNET), ("dit-b4-train", SMALL_DIT)])
+@pytest.mark.parametrize(
+    ("case", "sizes"), [pytest.param("ddpm-cifar10-train", SMALL_UNET, marks=pytest.mark.slow), ("dit-b4-train", SMALL_DIT)]
+)
 def test_diffusion_against_a_peer(case, sizes, tmp_path, capsys, small, peer_script):
     words = (case, *sizes, *TINY, "--peer_python", sys.executable)
     peer_script(DENOISES.replace("SCALE", "1"), "diffusion.py")

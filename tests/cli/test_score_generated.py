@@ -100,7 +100,7 @@ def test_eval_report_writes_scores_and_sheets(tmp_path):
         def scored(self, params):
             return scored.score(pictures, prompts)
 
-    assert eval_verb.run("g", Known(), {}, None)["overall"] == 0 and not list(tmp_path.iterdir())
-    assert eval_verb.run("g", Known(), {}, tmp_path)["overall"] == 0
+    assert eval_verb.run("g", Known(), {}, tmp_path, None)["overall"] == 0 and not list(tmp_path.iterdir())
+    assert eval_verb.run("g", Known(), {}, tmp_path, tmp_path)["overall"] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json", "g_failures.png"]
     assert json.loads((tmp_path / "g.json").read_text())["prompts"][0]["seen"] == ["a medium red circle"]
