@@ -215,10 +215,8 @@ def draw(system: System, how: Sampling, params: Params, given: Mapping[str, Arra
 
     With guidance the cache holds every example twice, with its caption and without.
     """
-    net, dots = system.network, max(system.network.dots, 1)
-    lowest = min(dots - 1, round(dots * (1 - how.top_dots)))
-    own = jax.vmap(lambda key: jax.random.randint(rng.named(key, "dot"), (), lowest, dots))(keys)
-    given = {**given, "dot": own}
+    net = system.network
+    given = {**given, "dot": high_dots(max(net.dots, 1), how.top_dots, keys)}
     guided = how.guidance != 1
     if guided:
         given = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), given, system.null(given))
@@ -246,6 +244,12 @@ def draw(system: System, how: Sampling, params: Params, given: Mapping[str, Arra
 
     (logits, _), codes = jax.lax.scan(step, (logits, state), jnp.arange(net.codes - 1))
     return jnp.concatenate([codes.T, pick(logits, rng.fold(keys, net.codes - 1), how)[:, None]], axis=1)
+
+
+def high_dots(count: int, share: float, keys: Keys[Array, "B"]) -> Array:
+    """One of `count` buckets an example, of the top `share` of them, int32[B]."""
+    lowest = min(count - 1, round(count * (1 - share)))
+    return jax.vmap(lambda key: jax.random.randint(rng.named(key, "dot"), (), lowest, count))(keys)
 
 
 def pick(logits: Float[Array, "B V"], keys: Keys[Array, "B"], how: Sampling) -> Array:

@@ -215,6 +215,11 @@ def test_samples_of_the_autoregressive_prior_by_hand():
     np.testing.assert_allclose(drawn("ar_prior"), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("share", "wanted"), [(0.5, {4, 5, 6, 7}), (1.0, set(range(8))), (0.01, {7})])
+def test_dot_products_are_of_the_top_share(share, wanted):
+    assert set(np.asarray(ar_prior.high_dots(8, share, keys_of(200))).tolist()) == wanted
+
+
 @pytest.mark.parametrize("name", ["diffusion_prior", "ar_prior"])
 def test_a_sample_depends_on_its_key_alone(name):
     b = batch_of()
