@@ -11,14 +11,13 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mmjax.core import metrics  # noqa: E402
+from tests.benchmarks.finished_runs import last, train  # noqa: E402
 
 # heading -> metric; all are fractions
 COLUMNS = {
@@ -34,24 +33,10 @@ COLUMNS = {
 }
 
 
-def train(kind: str, seed: int, root: Path, words: list[str]) -> Path:
+def trained(kind: str, seed: int, root: Path, words: list[str]) -> Path:
     """The workdir of a finished run."""
-    workdir = root / f"{kind}-{seed}"
-    command = [sys.executable, "-m", "mmjax.cli.main", "train", "--config", f"{ROOT / 'configs/clip/scenes.py'}:{kind}"]
-    command += ["--workdir", str(workdir), f"seed={seed}", *words]
-    if kind == "lit":
-        command.append(f"init_from.path={train('resnet', seed, root, words)}")
-    print("== " + " ".join(command[2:]), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True)
-    return workdir
-
-
-def last(workdir: Path) -> dict[str, float]:
-    """Of every metric the last value written, and the seconds of training so far."""
-    out: dict[str, float] = {}
-    for line in metrics.read(workdir):
-        out |= line
-    return out
+    tower = [f"init_from.path={trained('resnet', seed, root, words)}"] if kind == "lit" else []
+    return train(f"clip/scenes.py:{kind}", root / f"{kind}-{seed}", f"seed={seed}", *words, *tower)
 
 
 def table(rows: list[dict]) -> str:
@@ -73,7 +58,7 @@ def main() -> None:
     rows = []
     for seed in args.seeds:  # every kind of one seed first: a run that is stopped leaves a comparison
         for kind in args.kinds:
-            found = last(train(kind, seed, args.root, args.words))
+            found = last(trained(kind, seed, args.root, args.words))
             scores = {name: found[name] for name in sorted(found) if "/" in name and not name.startswith(("train/", "optim/"))}
             rows.append({"kind": kind, "seed": seed, "step": found["step"], "metrics": scores})
             result = {

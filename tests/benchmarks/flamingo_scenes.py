@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from mmjax import evals  # noqa: E402
 from mmjax.cli.eval import load_params  # noqa: E402
 from mmjax.cli.program import assemble  # noqa: E402
 from mmjax.core import config as config_lib  # noqa: E402
-from mmjax.core import metrics  # noqa: E402
 from mmjax.data.source import open_source  # noqa: E402
 from mmjax.data.stream import overlaid  # noqa: E402
+from tests.benchmarks.finished_runs import last, train  # noqa: E402
 from tests.scene_parser import Unreadable, claims, false_claims  # noqa: E402
 
 KINDS = ("flamingo", "ungated", "previous", "mlp", "unfrozen", "frame")
@@ -41,23 +40,6 @@ COLUMNS = {
     "video, no picture": "video_none/accuracy_0",
     **{f"{task}, {shots} shots": f"prompts/accuracy/{task}, {shots} shots" for task in ("question", "count") for shots in (0, 4, 8)},
 }
-
-
-def train(config: str, workdir: Path, seed: int, words: list[str]) -> Path:
-    """The workdir of a finished run."""
-    command = [sys.executable, "-m", "mmjax.cli.main", "train", "--config", str(ROOT / "configs" / config), "--workdir", str(workdir)]
-    command += [f"seed={seed}", *words]
-    print("== " + " ".join(command[2:]), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True)
-    return workdir
-
-
-def last(workdir: Path) -> dict[str, float]:
-    """Of every metric the last value written."""
-    out: dict[str, float] = {}
-    for line in metrics.read(workdir):
-        out |= line
-    return out
 
 
 def asked(workdir: Path, group: dict):
@@ -110,11 +92,11 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     rows = []
     for seed in args.seeds:  # every kind of one seed first: a run that is stopped leaves a comparison
-        lm = train("lm/scenes.py", args.root / f"lm-{seed}", seed, [])
-        vision = train("flamingo/scenes.py:vision", args.root / f"vision-{seed}", seed, [])
+        lm = train("lm/scenes.py", args.root / f"lm-{seed}", f"seed={seed}")
+        vision = train("flamingo/scenes.py:vision", args.root / f"vision-{seed}", f"seed={seed}")
         for kind in args.kinds:
             towers = [f"model.weights.lm={lm}", f"model.weights.vision={vision}"]
-            workdir = train(f"flamingo/scenes.py:{kind}", args.root / f"{kind}-{seed}", seed, [*towers, *args.words])
+            workdir = train(f"flamingo/scenes.py:{kind}", args.root / f"{kind}-{seed}", f"seed={seed}", *towers, *args.words)
             found = last(workdir)
             group = dict(config_lib.open_workdir(workdir).evals.qa)
             found |= true_captions(workdir) | alone(lm, group)
