@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from mmjax import evals  # noqa: E402
 from mmjax.cli.eval import load_params  # noqa: E402
 from mmjax.cli.program import assemble  # noqa: E402
 from mmjax.core import config as config_lib  # noqa: E402
+from tests.benchmarks.finished_runs import train  # noqa: E402
 
 KINDS = ("ddpm", "flow_class", "flow_text", "edm")
 BUDGETS = (5, 10, 20, 50)  # network evaluations
@@ -48,12 +48,10 @@ SIGNED = (("decode", {"channels": 1}), ("normalize", {"mean": 0.5, "std": 0.5}),
 DRAW = {"ddpm": "sample", "flow_text": "text_to_image"}  # else class_to_image
 
 
-def train(config: str, workdir: Path, words: list[str]) -> float:
+def timed(config: str, workdir: Path, words: list[str]) -> float:
     """Seconds; of a run that is finished already nothing is done."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "mmjax.cli.main", "train", "--config", str(ROOT / config), "--workdir", str(workdir), *words]
-    print("== " + " ".join(command[2:]), file=sys.stderr, flush=True)
-    subprocess.run(command, check=True)
+    train(config, workdir, *words)
     return time.perf_counter() - began
 
 
@@ -184,14 +182,14 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     data = [w for w in args.words if w.startswith("data.")]
     judge = args.root / "judge"
-    train("configs/classification/digits.py", judge, data)
+    timed("classification/digits.py", judge, data)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for kind in args.kinds:
             workdir = args.root / f"{kind}-{seed}"
             done = workdir / "scores.json"
             if not done.is_file():
-                seconds = train(f"configs/diffusion/digits.py:{kind}", workdir, [f"seed={seed}", *args.words])
+                seconds = timed(f"diffusion/digits.py:{kind}", workdir, [f"seed={seed}", *args.words])
                 scores = {"seconds": seconds, **measure(kind, workdir, judge, args.pictures, data)}
                 done.write_text(json.dumps(scores))
             if seed == args.seeds[0]:
