@@ -199,7 +199,8 @@ def main() -> None:
         for seed in args.seeds
         for kind in args.kinds
     ]
-    result = {"cores": os.cpu_count(), "jax": jax.__version__, "pictures": args.pictures, "words": args.words, "runs": rows}
+    words = [w for w in args.words if not w.startswith("data.dir=")]
+    result = {"cores": os.cpu_count(), "jax": jax.__version__, "pictures": args.pictures, "words": words, "runs": rows}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(rows))
     plot(rows, args.out.with_suffix(".png"))
