@@ -31,7 +31,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     small = kind == "smoke"
     c = base()
     c.task = "noisy_classification" if kind == "classifier" else "diffusion"
-    c.steps, c.batch_size = (4, 16) if small else (2000, 128)
+    c.steps, c.batch_size = (4, 16) if small else (2000, 64)
     c.model = noisy_classifier() if kind == "classifier" else model(kind)
 
     c.data.source = "digits_captions"

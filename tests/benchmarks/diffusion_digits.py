@@ -1,11 +1,13 @@
 """Diffusion on the scanned digits, several kinds and seeds, and what their pictures are worth.
 
-    python tests/benchmarks/diffusion_digits.py --root runs/digits_diffusion [--kinds ddpm flow_class flow_text edm] [--seeds 0 1 2]
+    python tests/benchmarks/diffusion_digits.py --root runs/digits_diffusion [--kinds ddpm flow_class flow_text edm] [--seeds 0 1 2] \\
+        [--sweep ddpm edm] [--pictures 1000]
 
 Trains the classifier that judges (configs/classification/digits.py) and configs/diffusion/digits.py once a kind and seed, what is done
 already excepted. Of every run: the share of pictures that the classifier puts into the class asked for; bits a dimension of the test
-split by the probability-flow ODE, and by the variational bound where the path is discrete; and the Frechet distance to the training
-split, in the classifier's features, of every solver at several numbers of network evaluations. Distances in those features are no FID.
+split by the probability-flow ODE, and by the variational bound where the path is discrete; and, of the kinds of --sweep, the Frechet
+distance to the training split, in the classifier's features, of every solver at several numbers of network evaluations. Distances in
+those features are no FID.
 Writes results/diffusion_digits.json, a table as Markdown and a plot beside it, and a grid of pictures a kind.
 """
 
@@ -80,8 +82,8 @@ def evaluate(workdir: Path, words: list[str], name: str, group: dict) -> dict[st
     return dict(made(params))
 
 
-def measure(kind: str, workdir: Path, judge: Path, pictures: int, data: list[str]) -> dict:
-    """Everything of one run."""
+def measure(kind: str, workdir: Path, judge: Path, pictures: int, sweep: bool, data: list[str]) -> dict:
+    """Everything of one run; distances of every solver if `sweep`."""
     features = {"type": "checkpoint", "path": str(judge), "name": "classifier", "function": "image_features"}
     draw, out = DRAW.get(kind, "class_to_image"), {}
     if kind != "ddpm":
@@ -92,6 +94,8 @@ def measure(kind: str, workdir: Path, judge: Path, pictures: int, data: list[str
         out["ode"] = evaluate(workdir, data, "likelihood", {**group, "bound": False})
         if kind == "ddpm":
             out["bound"] = evaluate(workdir, data, "likelihood", {**group, "bound": True})
+    if not sweep:
+        return out
     out["frechet"] = {}
     for solver, steps in SOLVERS.items():
         for budget in BUDGETS:
@@ -145,7 +149,7 @@ def table(rows: list[dict]) -> str:
         lines.append(f"| {kind} | {len(own)} | {' | '.join(cells)} |")
     lines += ["", f"| kind | solver | {' | '.join(f'{n} evaluations' for n in BUDGETS)} |", "|---|---|" + "---|" * len(BUDGETS)]
     for kind, own in by_kind.items():
-        for solver in SOLVERS:
+        for solver in own[0]["scores"].get("frechet", {}):
             lines.append(f"| {kind} | {solver} | {' | '.join(mean_of(own, 'frechet', solver, n) for n in map(str, BUDGETS))} |")
     return "\n".join(lines) + "\n"
 
@@ -157,6 +161,7 @@ def plot(rows: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = [r for r in rows if "frechet" in r["scores"]]
     kinds = list(dict.fromkeys(r["kind"] for r in rows))
     figure, axes = pyplot.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.2), layout="constrained", sharey=True, squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
@@ -176,6 +181,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of the workdirs")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--sweep", nargs="*", default=["ddpm", "edm"], help="kinds whose solvers are compared")
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "diffusion_digits.json")
     parser.add_argument("words", nargs="*", metavar="key=value", help="for every run")
@@ -190,7 +196,7 @@ def main() -> None:
             done = workdir / "scores.json"
             if not done.is_file():
                 seconds = timed(f"diffusion/digits.py:{kind}", workdir, [f"seed={seed}", *args.words])
-                scores = {"seconds": seconds, **measure(kind, workdir, judge, args.pictures, data)}
+                scores = {"seconds": seconds, **measure(kind, workdir, judge, args.pictures, kind in args.sweep, data)}
                 done.write_text(json.dumps(scores))
             if seed == args.seeds[0]:
                 grid(kind, workdir, args.out.with_name(f"{args.out.stem}_{kind}.png"), data)
@@ -203,7 +209,8 @@ def main() -> None:
     result = {"cores": os.cpu_count(), "jax": jax.__version__, "pictures": args.pictures, "words": words, "runs": rows}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(rows))
-    plot(rows, args.out.with_suffix(".png"))
+    if any("frechet" in row["scores"] for row in rows):
+        plot(rows, args.out.with_suffix(".png"))
     print(table(rows))
 
 
