@@ -1,26 +1,37 @@
 """What a model of small scenes gets right of one and of two objects: colours, shapes, and which belongs to which, each counted by itself.
 
 GenEval's categories ask for all at once; here a picture drawn for "a red circle and a blue star" is also asked whether there is a red thing
-and a blue thing. Every score stands beside chance: what pictures of the other prompts of the same kind get.
+and a blue thing. Every score stands beside chance: what pictures of the other prompts of the same kind get. As an evaluation, of a model
+that draws texts; a chain of stages is scored by `mmjax eval --pipeline`.
 
 P prompts, S pixels a side.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float64, UInt8
 
+from mmjax.core.config import Group
+from mmjax.core.errors import UserError
+from mmjax.core.types import Params
 from mmjax.data.scenes import draw
 from mmjax.data.scenes.describe import Description
 from mmjax.data.scenes.prompts import Requirement, parse, phrase
 from mmjax.data.scenes.sample import sample
 from mmjax.data.scenes.world import Scene
-from mmjax.evals import oracle, summary
+from mmjax.data.source import open_source
+from mmjax.evals import artist, oracle, summary
+from mmjax.evals.artist import Artist
 from mmjax.evals.oracle import Reading
+
+NEEDS = ("text_to_image",)
+ARGUMENTS = ("split", "batch_size", "length", "count", "seed")
+OPTIONAL = {"workers": 0}
 
 # Objects a prompt names -> what is asked of its picture, by the attributes that count.
 ASKED: Mapping[int, Mapping[str, tuple[str, ...]]] = {
@@ -111,3 +122,31 @@ def pooled(scores: Sequence[Score]) -> dict[str, dict[str, Any]]:
         chance = float(np.mean([s.chance[name] for s in scores]))
         out[name] = {**dataclasses.asdict(summary.mean(values)), "chance": chance, "runs": each}
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes:
+    """Draws a picture a prompt, and scores it: category, in snake case -> share met."""
+
+    pictures: Artist
+    asked: tuple[Asked, ...]
+    workers: int
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        found = score(self.pictures(params)[:, 0], self.asked, self.workers)
+        return {name.replace(":", "").replace(" ", "_"): mean.mean for name, mean in found.categories.items()}
+
+
+def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group) -> Attributes:
+    """Config: `count`, prompts of one object and as many of two; `seed`; `batch_size`; `length` (tokens); `split`, whose scenes the
+    prompts speak of; `workers`, processes that read pictures, or 0.
+
+    Raises:
+      UserError: no prompts, or a source without a tokenizer.
+    """
+    if config["count"] < 1:
+        raise UserError(f"attributes: count is {config['count']}, expected at least one prompt of each kind")
+    asked = prompts(config["count"], split=config["split"])
+    texts = [one.text for one in asked]
+    source = open_source(data, config["split"])
+    return Attributes(artist.make("attributes", predict, texts, config, mesh, data, source, 1), asked, config.get("workers", 0))

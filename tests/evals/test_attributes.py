@@ -2,10 +2,18 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from mmjax import evals
+from mmjax.core import config as config_lib
+from mmjax.core import sharding
+from mmjax.core.errors import UserError
 from mmjax.data.scenes.prompts import parse
+from mmjax.data.source import open_source, open_tokenizer
 from mmjax.evals import attributes
 
 COUNT = 6
@@ -48,3 +56,21 @@ def test_runs_are_pooled_by_prompt(asked):
     none = attributes.score(np.full((len(asked), 32, 32, 3), 230, np.uint8), asked)
     both = attributes.pooled([right, none])["one object: both"]
     assert both["runs"] == [1.0, 0.0] and both["mean"] == both["low"] == both["high"] == 0.5 and both["count"] == COUNT
+
+
+def test_of_a_model_that_draws():
+    """It draws every prompt's own scene but the first's, which it leaves empty."""
+    asked = attributes.prompts(2)
+    data = config_lib.override(config_lib.base(), ["data.source=digits_captions"]).data
+    tokens = jnp.asarray(open_tokenizer(open_source(data, "validation")).encode([one.text for one in asked], 24))
+    known = jnp.asarray(attributes.pictures(asked, 32) / np.float32(255)).at[0].set(0.9)
+    predict = {"text_to_image": lambda params, ids, keys: params["light"] * known[(ids[:, None] == tokens[None]).all(-1).argmax(1)]}
+    group = {"type": "attributes", "every": 1, "split": "train", "batch_size": 3, "length": 24, "count": 2, "seed": 0}
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    # The prompts are those of the named split's scenes: what the first two were is not drawn for these.
+    assert evals.make("a", predict, ConfigDict(group), mesh, data)({"light": jnp.float32(1)})["two_objects_bound"] < 1
+    got = evals.make("a", predict, ConfigDict({**group, "split": "validation"}), mesh, data)({"light": jnp.float32(1)})
+    one, two = ("colour", "shape", "both"), ("colours", "shapes", "bound")
+    assert got == {**{f"one_object_{name}": 0.5 for name in one}, **{f"two_objects_{name}": 1.0 for name in two}}
+    with pytest.raises(UserError, match="count is 0"):
+        evals.make("a", predict, ConfigDict({**group, "count": 0}), mesh, data)

@@ -16,7 +16,7 @@ from mmjax.data.bad import BadSample
 from mmjax.data.scenes.examples import png
 from mmjax.data.scenes.world import Scene
 from mmjax.data.source import Info, open_source, open_tokenizer
-from mmjax.evals import generated, scored
+from mmjax.evals import artist, generated, scored
 from tests.evals import drawn
 from tests.evals.drawn import picture, thing
 
@@ -120,7 +120,7 @@ def test_comparison_with_training():
 def test_evaluator_compares(data, file, monkeypatch):
     sources = {"train": TRAINING, "validation": VALIDATION}
     monkeypatch.setattr(generated, "open_source", lambda data, split: sources[split])
-    monkeypatch.setattr(generated, "open_tokenizer", lambda *a: open_tokenizer(open_source(data, "validation")))
+    monkeypatch.setattr(artist, "open_tokenizer", lambda *a: open_tokenizer(open_source(data, "validation")))
     got = make(data, file, {"data": 1}, training="train")(LIGHT)
     assert {"memorised_pixels", "memorised_hash", "amplification", "diversity_place"} <= set(got)
 
