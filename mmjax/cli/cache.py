@@ -11,17 +11,18 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from mmjax.cli import hosts
+from mmjax.cli import cache_pairs, hosts
 from mmjax.cli.eval import load_params
 from mmjax.cli.feed import check_limits
 from mmjax.cli.program import Program, assemble
+from mmjax.cli.sample import complete
 from mmjax.core import checkpoint_read, tree
 from mmjax.core import config as config_lib
 from mmjax.core.errors import UserError, suggest
@@ -35,6 +36,7 @@ from mmjax.data.source import Source, open_source, open_tokenizer
 from mmjax.data.stream import overlaid
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.evals import encode
+from mmjax.tasks import conditions
 
 SHARD_BYTES = 64 << 20  # about so much goes into a file
 VALUE, INDEX = "value", "index"
@@ -45,7 +47,10 @@ _SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 def main(args: argparse.Namespace) -> int:
     hosts.join(args)
-    config = config_lib.override(config_lib.open_workdir(args.workdir), args.overrides)
+    config = config_lib.open_workdir(args.workdir)
+    if args.predict == cache_pairs.NAME and "sampler" in config.model:
+        config = complete(config, args.workdir)
+    config = config_lib.override(config, args.overrides)
     with config.unlocked():
         if args.component is not None:
             config.data = component(config.data, args.component)
@@ -85,25 +90,39 @@ def component(data: ConfigDict, which: str) -> ConfigDict:
     return overlaid(data, parts[which], f"--component {which}", ("mixture",) if len(data.streams) else ())
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be computed.
+class Computed(NamedTuple):
+    """What is computed of an example.
 
     Attributes:
-      predict: (params, {key of an example: rows}) -> {key of a record: rows}.
-      keys: of an example, what predict takes.
-      keep: keys of a record of the source that are stored beside what is computed.
+      predict: (params, {key of an example: rows}) -> {key of a record: rows}. INDEX is always a key: int32, places in the set.
+      keys: of an example, what predict takes beside INDEX.
+      keep: keys of a record of the source that are stored beside.
+      plan: JSON values that say so.
+    """
+
+    predict: Callable[[Params, Mapping[str, Any]], dict[str, Any]]
+    transform: Callable
+    keys: tuple[str, ...]
+    keep: tuple[str, ...]
+    plan: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes:
+      what: is computed of every record.
+      source: gone through `draws` times.
       plan: JSON values that fix what the set will hold; its `model` and `source` go into its meta.json.
       shard_size: records a file, None for about `SHARD_BYTES`.
     """
 
     program: Program
-    predict: Callable[[Params, Mapping[str, Any]], dict[str, Any]]
+    what: Computed
     params: Params
     source: Source
-    transform: Callable
-    keys: tuple[str, ...]
-    keep: tuple[str, ...]
+    draws: int
     batch_size: int
     plan: dict[str, Any]
     shard_size: int | None
@@ -117,24 +136,16 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
     """
     program = assemble(config)
     asked = functions(args.predict, program.task.predict, config.task)
-    takes = {out: args.input or input_key(name) for out, name in asked.items()}
-    keys = tuple(dict.fromkeys(takes.values()))
+    pairs = cache_pairs.check(asked, args)
     source = open_source(config.data, config.data.split)
-    specs = {key: chain(config, key, args) for key in keys}
     tokenizer = open_tokenizer(source, config.data.tokenizer)
-    transform = _Inputs({key: input_of(key, specs[key], tokenizer, args.captions) for key in keys})
-    keep = tuple(dict.fromkeys(word for word in args.keep.split(",") if word))
-    given = tuple(key for key in keep if key in keys and key not in source.info.features)  # stored as the functions see it
+    what = of_pairs(program, tokenizer, args) if pairs else of_examples(program, asked, source, tokenizer, args)
     batch_size = encode.pad_to_mesh(config.batch_size, program.mesh)
     step, weights, params = load_params(program, Path(args.workdir), args.step)
     info = source.info
-    alone = lambda found: next(iter(found.values())) if list(asked) == [VALUE] else found
     plan = {
-        "predict": alone(asked),
-        "input": alone(takes),
-        "transforms": specs[keys[0]] if len(keys) == 1 else specs,
-        "keep": keep,
-        **({"captions": args.captions} if args.captions else {}),
+        **what.plan,
+        "keep": what.keep,
         "batch_size": batch_size,
         "model": {
             "fingerprint": model_fingerprint(config, args.workdir, step, program.ema_name()),
@@ -151,9 +162,44 @@ def prepare(config: ConfigDict, args: argparse.Namespace) -> Job:
             "prompts": info.prompts,
         },
     }
-    predict = together({out: (program.task.predict[name], takes[out]) for out, name in asked.items()}, given, args.captions)
-    keep = tuple(key for key in keep if key not in given)
-    return Job(program, predict, params, source, transform, keys, keep, batch_size, plan, args.shard_size)
+    draws = args.draws or 1
+    return Job(program, what, params, cache_pairs.Repeated(source, draws), draws, batch_size, plan, args.shard_size)
+
+
+def of_examples(
+    program: Program, asked: Mapping[str, str], source: Source, tokenizer: Tokenizer | None, args: argparse.Namespace
+) -> Computed:
+    """What functions of examples make, of `functions`."""
+    config, predict = program.config, program.task.predict
+    takes = {out: args.input or input_key(name) for out, name in asked.items()}
+    keys = tuple(dict.fromkeys(takes.values()))
+    specs = {key: chain(config, key, args) for key in keys}
+    transform = _Inputs({key: input_of(key, specs[key], tokenizer, args.captions) for key in keys})
+    keep = _words(args.keep)
+    given = tuple(key for key in keep if key in keys and key not in source.info.features)  # stored as the functions see it
+    run = together({out: (predict[name], takes[out]) for out, name in asked.items()}, given, args.captions)
+    alone = lambda found: next(iter(found.values())) if list(asked) == [VALUE] else found
+    plan = {
+        "predict": alone(asked),
+        "input": alone(takes),
+        "transforms": specs[keys[0]] if len(keys) == 1 else specs,
+        **({"captions": args.captions} if args.captions else {}),
+    }
+    return Computed(run, transform, keys, tuple(key for key in keep if key not in given), plan)
+
+
+def of_pairs(program: Program, tokenizer: Tokenizer | None, args: argparse.Namespace) -> Computed:
+    """What predict function `pairs` makes, of all that the model is shown."""
+    keys, seed = conditions.names(program.task.batch_spec), args.seed or 0
+    specs = chain(program.config, "", args, training=True)
+    transform = transforms.build((*specs, ("keep", {"keys": keys})), tokenizer, "transforms of mmjax cache")
+    predict = cache_pairs.seeded(program.task.predict[cache_pairs.NAME], keys, seed, INDEX)
+    plan = {"predict": cache_pairs.NAME, "input": keys, "transforms": specs, "seed": seed, "draws": args.draws or 1}
+    return Computed(predict, transform, keys, _words(args.keep), plan)
+
+
+def _words(given: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for word in given.split(",") if word))
 
 
 def functions(words: str, table: Mapping[str, Callable], task: str) -> dict[str, str]:
@@ -233,8 +279,9 @@ def input_key(predict: str) -> str:
     return _INPUTS.get(argument, argument)
 
 
-def chain(config: ConfigDict, key: str, args: argparse.Namespace) -> tuple[Any, ...]:
-    """The transforms that make the input, without the 'keep' steps: those asked for, else none that draws at random.
+def chain(config: ConfigDict, key: str, args: argparse.Namespace, training: bool = False) -> tuple[Any, ...]:
+    """The transforms that make the input, without the 'keep' steps: those asked for, else with `training` those of training, else none
+    that draws at random.
 
     That is `data.transforms` where the command line sets it; --transforms: "train" (one random draw a record, the same every time) or
     the name of an evaluation; else for texts the first caption and the tokenizer of training, for anything else the transforms of
@@ -247,7 +294,7 @@ def chain(config: ConfigDict, key: str, args: argparse.Namespace) -> tuple[Any, 
     if args.transforms and args.transforms not in ("train", *held):
         raise UserError(f"--transforms {args.transforms!r}{suggest(args.transforms, ('train', *held))}")
     texts = [s for s in own if s[0] == "tokenize" and s[1].get("target", "tokens") == key]
-    if any(word.startswith("data.transforms=") for word in args.overrides) or args.transforms == "train":
+    if any(word.startswith("data.transforms=") for word in args.overrides) or (args.transforms or ("train" if training else "")) == "train":
         specs = own
     elif args.transforms:
         specs = held[args.transforms]
@@ -341,9 +388,10 @@ def describe(job: Job) -> dict[str, tuple[str, int]]:
     Raises:
       UserError: the input is not what the task expects, or a key to keep is not in the records.
     """
-    with contextlib.closing(loader.eval_batches(job.source, job.transform, **_reads(job), threads=0, prefetch=1, say=_silent)) as probe:
+    reading = loader.eval_batches(job.source, job.what.transform, **_reads(job), threads=0, prefetch=1, say=_silent)
+    with contextlib.closing(reading) as probe:
         batch = next(iter(probe))
-    inputs = {key: batch[key] for key in job.keys}
+    inputs = {key: batch[key] for key in job.what.keys}
     rows = lambda key, x: x.reshape(-1, x.shape[-1]) if key == TOKENS else x  # of every caption
     for key, x in inputs.items():
         spec = job.program.task.batch_spec.get(key)
@@ -351,7 +399,7 @@ def describe(job: Job) -> dict[str, tuple[str, int]]:
             x = rows(key, x)
             loader.check({key: x}, {key: jax.ShapeDtypeStruct((len(x), *spec.shape[1:]), spec.dtype)}, job.source.info.name)
     whole = {key: jax.ShapeDtypeStruct((job.batch_size, *x.shape[1:]), x.dtype) for key, x in inputs.items()}
-    out = jax.eval_shape(job.predict, job.params, whole)
+    out = jax.eval_shape(job.what.predict, job.params, {**whole, INDEX: jax.ShapeDtypeStruct((job.batch_size,), np.int32)})
     words = {}
     for name, value in _flat(out).items():
         if not value.shape or value.shape[0] != job.batch_size:
@@ -359,7 +407,7 @@ def describe(job: Job) -> dict[str, tuple[str, int]]:
         shape, dtype = value.shape[1:], np.dtype(value.dtype)
         words[name] = (f"{dtype.name}[{', '.join(map(str, shape))}]", int(np.prod(shape)) * dtype.itemsize)
     held = job.source.info.features
-    for key in job.keep:
+    for key in job.what.keep:
         if key in words or key == INDEX:
             raise UserError(f"--keep {key!r}: a cached record has a {key!r} of its own")
         if held and key not in held:
@@ -401,19 +449,21 @@ def _shards(
 
 def computed(job: Job, start: int, count: int, say: Callable[[str], None]) -> Iterator[list[dict[str, Any]]]:
     """The records of `count` batches from record `start` on; the device computes a batch while the one before is written."""
-    mesh, limits = job.program.mesh, {k: v for k, v in job.program.task.limits.items() if k in job.keys}
-    fn = encode.compile_over(mesh, job.predict)
+    mesh, limits = job.program.mesh, {k: v for k, v in job.program.task.limits.items() if k in job.what.keys}
+    fn, mine = encode.compile_over(mesh, job.what.predict), local_rows(job.batch_size, mesh)
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
     data = job.program.config.data
     options = {"workers": data.workers, "threads": data.threads, "prefetch": data.prefetch, "say": say}
     waiting: collections.deque = collections.deque()
-    with contextlib.closing(loader.eval_batches(job.source, job.transform, start=start, **_reads(job), **options)) as batches:
+    with contextlib.closing(loader.eval_batches(job.source, job.what.transform, start=start, **_reads(job), **options)) as batches:
         for at, batch in zip(range(count), batches, strict=False):
             check_limits(batch, limits, job.source.info.name)
             put = lambda x: put_batch(x, job.batch_size, mesh)
-            made = fn(job.params, {key: put(batch[key]) for key in job.keys})
+            first = start + at * job.batch_size
+            places = (first + mine).astype(np.int32)
+            made = fn(job.params, {**{key: put(batch[key]) for key in job.what.keys}, INDEX: put(places)})
             marks = batch["_mask"], batch["_bad"]  # of this process's rows
-            waiting.append((start + at * job.batch_size, made, marks if jax.process_count() == 1 else whole(tuple(map(put, marks)))))
+            waiting.append((first, made, marks if jax.process_count() == 1 else whole(tuple(map(put, marks)))))
             if len(waiting) > 1:
                 yield _records(job, *waiting.popleft())
         while waiting:
@@ -422,19 +472,20 @@ def computed(job: Job, start: int, count: int, say: Callable[[str], None]) -> It
 
 def _records(job: Job, first: int, made: Any, marks: Any) -> list[dict[str, Any]]:
     values, (mask, bad) = {k: np.asarray(v) for k, v in _flat(made).items()}, jax.device_get(marks)
-    out = []
+    out, once = [], len(job.source) // job.draws
     for row in range(min(job.batch_size, len(job.source) - first)):
+        place = {INDEX: np.int64((first + row) % once)}
         if mask[row] == 0:
-            out.append({store.BAD: KINDS[int(bad[row].argmax())], INDEX: np.int64(first + row)})
+            out.append({store.BAD: KINDS[int(bad[row].argmax())], **place})
             continue
-        kept = _kept(job, first + row) if job.keep and hosts.first() else {}
-        out.append({**{key: value[row] for key, value in values.items()}, **kept, INDEX: np.int64(first + row)})
+        kept = _kept(job, first + row) if job.what.keep and hosts.first() else {}
+        out.append({**{key: value[row] for key, value in values.items()}, **kept, **place})
     return out
 
 
 def _kept(job: Job, i: int) -> dict[str, Any]:
     record = job.source[i]
-    for key in job.keep:
+    for key in job.what.keep:
         if key not in record:
             raise UserError(f"--keep {key!r}: record {i} of source '{job.source.info.name}' has no such key{suggest(key, record)}")
-    return {key: record[key] for key in job.keep}
+    return {key: record[key] for key in job.what.keep}

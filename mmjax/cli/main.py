@@ -76,6 +76,10 @@ examples:
   mmjax cache --workdir runs/digits --predict encode_text --out caches/digits_text
   mmjax cache --workdir runs/clip --predict encode_image:embedding,encode_text:text_embedding,token_features:context --captions 3 \
       --keep image,tokens --out caches/pairs
+  mmjax cache --workdir runs/digits_flow --predict pairs --draws 8 --out caches/digits_pairs model.sampler.guidance=1.5
+
+pairs are a teacher's, for reflow: a record holds `noise`, what the run's sampler makes of it as `sample`, and the conditions, made from the
+source by training's transforms. Noise follows from --seed and the record's place in the set.
 """
 
 
@@ -190,6 +194,10 @@ def _cache(verbs: Any) -> None:
     cache.add_argument(
         "--transforms", metavar="WHOSE", help="an evaluation's name, or train; default the first evaluation's, for tokens the first caption"
     )
+    cache.add_argument(
+        "--seed", type=int, metavar="S", help="of the noise of pairs, which follows from it and the record's place; default 0"
+    )
+    cache.add_argument("--draws", type=int, metavar="K", help="so many pairs a record, one pass over the source after the other; default 1")
     cache.add_argument("--step", type=int, help="which checkpoint; default the newest")
     cache.add_argument("--shard_size", type=int, metavar="N", help="records a file; default about 64 MiB of them")
     cache.add_argument(

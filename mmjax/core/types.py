@@ -42,6 +42,8 @@ PREDICT: dict[str, str] = {
     "invert": "(params, images float[B, H, W, C] in 0..1, embedding, words=None) -> float32[B, h, w, c], `noise` of embedding_to_image",
     "upsample": "(params, images float[B, h, w, C] in 0..1, keys key[B]) -> float32[B, H, W, C] in 0..1",
     "sample": "(params, keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
+    "pairs": "(params, batch, keys key[B]) -> {noise, sample: float32[B, h, w, c]} and the conditions, `batch`, as training's batches hold "
+    "them: a teacher's standard normal noise and what its sampler makes of it, as the network sees pictures; each drawn from its key alone",
     "network": "(params, x float[B, H, W, C], t float[B], *, context=None, labels=None) -> float32[B, H, W, O], as the network has it",
     "bits_per_dimension": "(params, images float[B, H, W, C] in -1..1, labels int32[B] or None, keys key[B]) -> float32[B]",
     "encode": "(params, images float[B, H, W, C]) -> float32[B, h, w, 2 Z], mean and log-variance of latents, unscaled",

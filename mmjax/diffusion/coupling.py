@@ -1,17 +1,20 @@
 """Which noise goes with which example in training.
 
 Independent pairs are the default; minibatch optimal transport (Pooladian et al. 2023; Tong et al. 2024) gives the examples of a group the
-noises of that group so that the sum of squared distances is least, which straightens a flow's paths.
+noises of that group so that the sum of squared distances is least, which straightens a flow's paths. Reflow (Liu et al. 2023) trains on the
+pairs that a trained flow makes itself, which straightens them further: `straightness` says how far.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mmjax.core.errors import UserError, suggest
 
 COUPLINGS = ("independent", "optimal_transport")
+PAIRS = "pairs"  # nothing is coupled here: data come with their noise, a teacher's (reflow)
 
 
 def couple(
@@ -40,6 +43,21 @@ def couple(
     cost = -jnp.einsum("gid,gjd->gij", flat(x0), flat(eps), precision=lax.Precision.HIGHEST)
     places = jax.vmap(assignment)(cost) + group * jnp.arange(batch // group)[:, None]
     return eps[places.reshape(batch)]
+
+
+def straightness(states: Float[Array, "N_plus_1 B *x"], times: Float[np.ndarray, "N_plus_1"]) -> Float[Array, "B"]:
+    """S of every example's walk: the time's mean of |displacement - velocity|^2, both per unit of time; 0 where the way is a straight line
+    gone through evenly, which one Euler step then follows exactly (Liu et al. 2023, section 2.1, whose S is the mean over examples).
+
+    Args:
+      states: x at every time, of a sampler with `trajectory`; between two times it is taken to go straight.
+      times: concrete, falling.
+    """
+    flat = states.reshape(*states.shape[:2], -1)
+    gaps = np.diff(np.asarray(times, np.float64))
+    column = jnp.asarray(gaps.reshape(-1, 1, 1), flat.dtype)
+    off = (flat[1:] - flat[:-1]) / column - (flat[-1:] - flat[:1]) / column.sum()
+    return jnp.einsum("nbd,nbd,n->b", off, off, jnp.asarray(gaps / gaps.sum(), flat.dtype), precision=lax.Precision.HIGHEST)
 
 
 def assignment(cost: Float[Array, "N N"]) -> Int[Array, "N"]:

@@ -185,10 +185,14 @@ def solution(problem: Problem, x: Array, states: Array | None, ends: np.ndarray,
     return Solution(x, states, jnp.full((x.shape[0],), evaluations, jnp.int32))
 
 
+class NoKeys(UserError):
+    """A solver that draws noise was given no keys."""
+
+
 def need_keys(problem: Problem) -> Array:
-    """The problem's keys; raises `UserError` where there are none."""
+    """The problem's keys; raises `NoKeys` where there are none."""
     if problem.keys is None:
-        raise UserError("the solver draws noise: expected keys, one a sample (mmjax.core.rng.per_example); got none")
+        raise NoKeys("the solver draws noise: expected keys, one a sample (mmjax.core.rng.per_example); got none")
     return problem.keys
 
 

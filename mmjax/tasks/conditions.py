@@ -16,11 +16,13 @@ from mmjax.core.config import Group, get, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Params
 from mmjax.diffusion import cascade
+from mmjax.diffusion.coupling import PAIRS
 
 if TYPE_CHECKING:
     from mmjax.tasks.diffusion import System
 
 DEGRADATIONS = ("none", "blur", "given")
+DIFFUSED = ("image", "latent", "noise", "sample")  # what a batch may hold beside conditions
 GUIDED = ("all", "embedding", "caption")  # what guidance leaves out
 
 
@@ -130,7 +132,9 @@ def batch_spec(system: "System", size: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What a batch of so many examples holds."""
     s, low = system.settings, system.low
     struct = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((size, *shape), dtype)
-    if system.latent is not None and system.latent.cached:
+    if s.coupling == PAIRS:
+        out = {"noise": struct(*system.shape), "sample": struct(*system.shape)}
+    elif system.latent is not None and system.latent.cached:
         *side, channels = system.shape
         out = {"latent": struct(*side, 2 * channels)}
     else:
@@ -148,6 +152,11 @@ def batch_spec(system: "System", size: int) -> dict[str, jax.ShapeDtypeStruct]:
         names = ("embedding", "text_embedding") if system.condition.text else ("embedding",)
         out |= {name: struct(system.condition.width) for name in names}
     return out
+
+
+def names(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The conditions among what a batch holds."""
+    return tuple(name for name in spec if name not in DIFFUSED)
 
 
 def _named(keys: Key, name: str) -> Key:

@@ -17,7 +17,7 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Params, PyTree, Task
 from mmjax.diffusion import density, objective, prediction, weighting
 from mmjax.diffusion import path as paths
-from mmjax.diffusion.coupling import COUPLINGS
+from mmjax.diffusion.coupling import COUPLINGS, PAIRS
 from mmjax.diffusion.density import Moments
 from mmjax.diffusion.path import Path
 from mmjax.diffusion.prediction import SIGMA_DATA
@@ -76,7 +76,8 @@ class Settings:
       weighting: `name` and arguments of diffusion.weighting.
       density: of training times: `name` and arguments of diffusion.density, or the name "importance".
       uncertainty: the loss is divided by a variance that the network guesses of its time (EDM2).
-      coupling: of noise and data, "independent" or "optimal_transport" among `coupling_group` examples (diffusion.coupling).
+      coupling: of noise and data, "independent" or "optimal_transport" among `coupling_group` examples (diffusion.coupling); or "pairs",
+        a teacher's (reflow): in place of pictures or latents a batch holds `noise` and `sample`, as predict function `pairs` makes them.
       labels: a batch holds `label`, which the network is shown.
       label_context: `classes`, `width` and `dropout`: the label is a learnt word, the one the network looks at (latent diffusion).
       text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
@@ -215,6 +216,8 @@ class System:
 
     def data(self, params: Params, batch: Batch, keys: Key) -> Array:
         """What is diffused, of a batch."""
+        if self.settings.coupling == PAIRS:
+            return batch["sample"]
         if self.first_stage is None:
             return batch["image"]
         moments = jnp.split(batch["latent"], 2, -1) if self.latent.cached else self.encode(params, batch["image"])
@@ -224,8 +227,9 @@ class System:
 
 
 def make(config: ConfigDict) -> Task:
-    """Batch: `image` float32[B, size, size, channels] in -1..1 (or `latent`), and as far as the settings say `label` int32[B],
-    `tokens` int32[B, L], `context` float32[B, S, M], `embedding` and `text_embedding` float32[B, E], `low` float32[B, h, w, channels].
+    """Batch: `image` float32[B, size, size, channels] in -1..1 (or `latent`; or `noise` and `sample`, float32[B, h, w, c]), and as far as
+    the settings say `label` int32[B], `tokens` int32[B, L], `context` float32[B, S, M], `embedding` and `text_embedding` float32[B, E],
+    `low` float32[B, h, w, channels].
 
     Raises:
       UserError: settings that are unknown or do not go together.
@@ -252,7 +256,10 @@ def make(config: ConfigDict) -> Task:
             t, factor = density.draw_by_importance(_named(keys, "time"), Moments(**params["moments"]))
         else:
             t = times.draw(_named(keys, "time"))
-        example = objective.corrupt(x0, t, system.path, _named(keys, "noise"), coupling=s.coupling, group=s.coupling_group)
+        if s.coupling == PAIRS:
+            example = objective.corrupt(x0, t, system.path, eps=batch["noise"])
+        else:
+            example = objective.corrupt(x0, t, system.path, _named(keys, "noise"), coupling=s.coupling, group=s.coupling_group)
         values, metrics = losses(system, weights, params, example, batch, keys)
         state = {"moments": density.observe(Moments(**params["moments"]), t, values)._asdict()} if importance else {}
         return (factor * values).mean(), {"metrics": metrics, "state": state}
@@ -272,7 +279,7 @@ def make(config: ConfigDict) -> Task:
         predict=diffusion_sampling.predict(system, parse_sampler(system)),
         frozen=(*frozen, "first_stage/.*") if system.first_stage is not None else tuple(frozen),
         state=("moments/.*",) if importance else (),
-        can_accumulate=s.coupling == "independent" or s.coupling_group is not None,
+        can_accumulate=s.coupling != "optimal_transport" or s.coupling_group is not None,
         **post,
     )
 
@@ -412,8 +419,19 @@ def _check(system: System) -> None:
     for one, other in (("embedding", "label_context"), ("low_resolution", "latent")):
         if getattr(s, one) is not None and getattr(s, other) is not None:
             raise UserError(f"{where} has both {one} and {other}, which nothing here goes together with")
-    if s.coupling not in COUPLINGS:
-        raise UserError(f"{where}.coupling is {s.coupling!r}{suggest(s.coupling, COUPLINGS)}")
+    _check_coupling(system, where)
+
+
+def _check_coupling(system: System, where: str) -> None:
+    s, known = system.settings, (*COUPLINGS, PAIRS)
+    if s.coupling not in known:
+        raise UserError(f"{where}.coupling is {s.coupling!r}{suggest(s.coupling, known)}")
+    if s.coupling_group is not None and s.coupling != "optimal_transport":
+        raise UserError(f"{where}.coupling_group is {s.coupling_group}, of coupling 'optimal_transport'; coupling is {s.coupling!r}")
+    if s.coupling == PAIRS and system.path.name != "flow":
+        raise UserError(f"{where}.coupling is {PAIRS!r}, reflow, whose path is 'flow'; path is {system.path.name!r}")
+    if s.coupling == PAIRS and system.low is not None:
+        raise UserError(f"{where}.coupling is {PAIRS!r}, in which there are no pictures to make low_resolution of: leave that out")
 
 
 def parse_sampler(system: System) -> Sampler:

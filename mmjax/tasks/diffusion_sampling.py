@@ -160,6 +160,32 @@ def draw(
       sampler: fields in place of config.model.sampler's, such as {"guidance": 1.0}.
     """
     sampler = changed(own, system, sampler or {})
+    if noise is not None and noise.shape != (keys.shape[0], *system.shape):
+        raise UserError(f"noise has shape {noise.shape}, expected {(keys.shape[0], *system.shape)}")
+    scale = solving_path(sampler, system).prior_std
+    x = walk.draw(keys, system.shape, scale) if noise is None else noise.astype(jnp.float32)
+    found = solve(sampler, system, params, x, keys, given, labels=labels, trajectory=trajectory, null=null)
+    if not trajectory:
+        return system.decode(params, found)
+    return jax.lax.map(functools.partial(system.decode, params), found)
+
+
+def solve(
+    sampler: Sampler,
+    system: "System",
+    params: Params,
+    x: Array,
+    keys: Key | None,
+    given: Mapping[str, Array],
+    *,
+    labels: Array | None = None,
+    trajectory: bool = False,
+    null: Mapping[str, Array] | None = None,
+) -> Array:
+    """What the network diffuses, [B, h, w, c], at the end of the walk from x; with `trajectory` at every time. Arguments as of `draw`.
+
+    `keys` may be None where the solver draws nothing; raises walk.NoKeys where it does.
+    """
     path, walked, options = solving_path(sampler, system), walk_of(sampler, system), dict(sampler.options)
     slope = None
     if sampler.classifier is not None:
@@ -168,13 +194,38 @@ def draw(
         if guide.form == "mean":
             options["gradient"], slope = slope, None
     denoise = denoiser(sampler, system, params, given, walked, slope, null or {})
-    if noise is not None and noise.shape != (keys.shape[0], *system.shape):
-        raise UserError(f"noise has shape {noise.shape}, expected {(keys.shape[0], *system.shape)}")
-    x = walk.draw(keys, system.shape, path.prior_std) if noise is None else noise.astype(jnp.float32)
-    found = samplers.sample(denoise, x, walked, keys, path=path, solver=sampler.solver, trajectory=trajectory, **options)
-    if not trajectory:
-        return system.decode(params, found)
-    return jax.lax.map(functools.partial(system.decode, params), found)
+    return samplers.sample(denoise, x, walked, keys, path=path, solver=sampler.solver, trajectory=trajectory, **options)
+
+
+def pairs(sampler: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key) -> dict[str, Array]:
+    """A batch for coupling "pairs" (reflow; Liu et al. 2023, section 2.1): `noise` and `sample` float32[B, h, w, c] and the conditions.
+
+    Args:
+      batch: the conditions as a batch of training holds them, `label`, `tokens` and so on: every one that the model is shown.
+      keys: one an example, of its noise.
+
+    Raises:
+      UserError: a solver that draws noise on its way, for then a sample does not follow from the noise it began from; a classifier that
+        guides to labels which the model itself is not shown, for then a student would be told nothing of them.
+    """
+    if sampler.classifier is not None and not system.classes:
+        raise UserError("pairs of a model that a classifier guides: the model is shown no labels, nor would its student be; leave it out")
+    names = conditions.names(conditions.batch_spec(system, 1))
+    if missing := [name for name in names if name not in batch]:
+        raise UserError(f"pairs: the batch has no {missing[0]!r}, which the model is shown; it has {sorted(batch)}")
+    told = {"words": batch.get("tokens", batch.get("context")), "labels": batch.get("label")}
+    told |= {name: batch.get(name) for name in ("embedding", "text_embedding")}
+    given = conditions.shown(system, keys.shape[0], **told)
+    noise = walk.draw(keys, system.shape)
+    x = solving_path(sampler, system).prior_std * noise
+    try:
+        sample = solve(sampler, system, params, x, None, given, labels=batch.get("label"))
+    except walk.NoKeys as e:
+        raise UserError(
+            f"pairs: a sample has to follow from the noise it began from, and solver {sampler.solver!r} draws more on its way: "
+            "set config.model.sampler.solver to one that draws none, such as 'euler' or 'heun'"
+        ) from e
+    return {"noise": noise, "sample": sample, **{name: batch[name] for name in names}}
 
 
 def invert(
@@ -277,6 +328,8 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         out["features_to_image"] = lambda params, context, keys, **how: made(params, keys, {"context": context}, **how)
     else:
         out["sample"] = lambda params, keys, **how: made(params, keys, {}, **how)
+    if system.low is None:
+        out["pairs"] = functools.partial(pairs, sampler, system)
     if system.first_stage is not None:
         out["encode"] = lambda params, images: jnp.concatenate(system.encode(params, images), -1)
     elif not system.has_context and system.condition is None and system.low is None:

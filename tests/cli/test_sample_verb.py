@@ -1,9 +1,11 @@
-"""`mmjax sample`: the same pictures however they are drawn, what was asked in which file, and nothing half written."""
+"""`mmjax sample`: the same pictures however they are drawn, what was asked in which file, and nothing half written; and sets of pairs."""
 
 import contextlib
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -14,7 +16,11 @@ from mmjax.cli.main import main
 from mmjax.cli.program import assemble
 from mmjax.cli.train import slim
 from mmjax.core import config as config_lib
+from mmjax.core import rng
 from mmjax.core.checkpoint import Checkpoints
+from mmjax.data import store
+from mmjax.diffusion import walk
+from mmjax.tasks import diffusion_sampling
 from tests.runs import ROOT
 
 CONFIG = str(ROOT / "configs" / "diffusion" / "digits.py")
@@ -74,6 +80,52 @@ def test_labels_flags_and_the_way_from_noise(run, tmp_path):
         last = np.asarray(grid.convert("L"))
     first = last[2 : 2 + 64, 2 : 2 + 64]  # enlarged eight times
     np.testing.assert_array_equal(first[::8, ::8], pictures[0])
+
+
+def test_pairs_are_made_again_bit_for_bit(run, tmp_path, monkeypatch):
+    """Two draws a record, in two files; the second of them lost and made again, from the middle of the set. The walk itself is left out:
+    tests/tasks/test_reflow.py holds it against the sampler."""
+    given = lambda sampler, system, params, x, keys, told, **how: x + told["labels"].reshape(-1, 1, 1, 1)
+    monkeypatch.setattr(diffusion_sampling, "solve", given)
+    words = [
+        "cache",
+        "--workdir",
+        run,
+        "--predict",
+        "pairs",
+        "--split",
+        "validation",
+        "--draws",
+        "2",
+        "--seed",
+        "3",
+        "--out",
+        str(tmp_path),
+    ]
+    words += ["--shard_size", "160", "batch_size=160"]
+    assert main(words) == 0
+    folder = tmp_path / "validation"
+    found = store.Cached(folder)
+    assert set(found[0]) == {"noise", "sample", "label", "index"} and len(found) == 280
+    value = {key: np.stack([found[i][key] for i in range(280)]) for key in found[0]}
+    np.testing.assert_array_equal(value["index"], np.tile(np.arange(140), 2))
+    np.testing.assert_array_equal(value["label"][:140], value["label"][140:])
+    keys = rng.per_example(rng.named(rng.wrap(rng.root(3)), "pairs"), jnp.arange(280, dtype=jnp.int32))
+    np.testing.assert_array_equal(value["noise"], walk.draw(keys, (8, 8, 1)))
+    np.testing.assert_array_equal(value["sample"], value["noise"] + value["label"].reshape(-1, 1, 1, 1).astype(np.float32))
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    meta = json.loads(before["meta.json"])
+    assert (meta["seed"], meta["draws"], meta["input"]) == (3, 2, ["label"])
+    partial = shutil.move(folder, tmp_path / "validation.partial")
+    plan = ("predict", "input", "transforms", "seed", "draws", "keep", "batch_size", "model", "source")
+    (partial / "plan.json").write_text(json.dumps({**{k: meta[k] for k in plan}, "count": 280, "per_shard": 160}))
+    shards = sorted(partial.glob("*.array_record"))
+    for path in shards:
+        path.with_suffix(".json").write_text("{}")
+    shards[1].unlink()
+    assert main(words) == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def refused(capsys, *words):
