@@ -6,9 +6,10 @@
     mmjax eval --workdir runs/flamingo --split validation
 
 Arguments: `flamingo`, the default; `vision`, its vision tower, a small NFNet trained with a BERT by contrast; the paper's ablations
-`ungated` (no tanh gates), `previous` (text sees all images before it), `mlp` (in place of the resampler), `unfrozen` (the language model
-learns too); `frame`, videos by one frame; `smoke`, seconds. A table of all: tests/benchmarks/flamingo_scenes.py. The vision tower goes on
-learning here, as in no published recipe: what contrast taught it of such small pictures does not say which thing has which colour.
+`ungated` (no tanh gates), `vanilla` (plain cross-attention within the language model's blocks), `previous` (text sees all images before
+it), `mlp` (in place of the resampler), `unfrozen` (the language model learns too); `frame`, videos by one frame; `smoke`, seconds. A table
+of all: tests/benchmarks/flamingo_scenes.py. The vision tower goes on learning here, as in no published recipe: what contrast taught it of
+such small pictures does not say which thing has which colour.
 """
 
 from ml_collections import ConfigDict
@@ -16,14 +17,14 @@ from ml_collections import ConfigDict
 from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
-KINDS = ("flamingo", "vision", "ungated", "previous", "mlp", "unfrozen", "frame", "smoke")
+KINDS = ("flamingo", "vision", "ungated", "vanilla", "previous", "mlp", "unfrozen", "frame", "smoke")
 PIXELS, VOCAB = 64, 1024  # of the tokenizer beside the set
 PICTURE = (("decode", {"channels": 3}), ("normalize", {"mean": 0.5, "std": 0.25}))  # neither crop nor flip: texts speak of places
 SAID = {"prompt": "Output: "}
 FPS, FRAMES = 2.0, 4  # of two seconds of video
 VISION = {"type": "nfnet", "depths": (1, 1, 2, 1), "widths": (32, 64, 128, 128), "group": 16, "stochastic_depth": 0.0}
-# configs/lm/scenes.py
-LM = {"vocab": VOCAB, "length": 256, "width": 128, "depth": 4, "heads": 4, "mlp": 512, "positions": "rope", "tied": True}
+# configs/lm/scenes.py, for texts of twice the length: positions that are turned have no table
+LM = {"vocab": VOCAB, "length": 512, "width": 128, "depth": 4, "heads": 4, "mlp": 512, "positions": "rope", "tied": True}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -102,6 +103,8 @@ def model(kind: str, small: bool) -> ConfigDict:
     if kind == "mlp":
         resampler = {"type": "mlp", "width": width, "depth": 2, "mlp": 4 * width, "frames": FRAMES}
     xattn = {"form": "flamingo", "heads": heads, "head_width": width // heads, "mlp": 4 * width}
+    if kind == "vanilla":
+        xattn = {"form": "vanilla", "heads": heads, "head_width": width // heads}
     if kind == "ungated":
         xattn["gate"] = "none"
     vision = {"type": "vit", "patch": 16, "width": 16, "depth": 1, "heads": 2, "mlp": 32} if small else VISION

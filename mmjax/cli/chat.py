@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Float32, Int
 from mmjax.convert.pretrained import Pretrained, from_pretrained
 from mmjax.convert.transfer import dtype_of
 from mmjax.core.errors import UserError
-from mmjax.data import interleave, transforms
+from mmjax.data import interleave, transforms, video
 from mmjax.data.bad import BadSample
 from mmjax.data.interleave import Chunk, Marks
 from mmjax.data.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ from mmjax.data.tokenizer import Tokenizer
 PLACE = re.compile(r"<image:([^<>]+)>")
 ROUNDING = 32  # prompts are filled up to multiples of it, lest every length be compiled
 CONTEXT = 8  # tokens before the answer by which its first ones are spelt: some tokenizers write a space only between words
-HELP = "/new begins anew, /quit ends; anything else is gone on from. Pictures: <image:FILE> between the words."
+HELP = "/new begins anew, /quit ends; anything else is gone on from. Pictures and videos: <image:FILE> between the words."
 LAYOUTS = {"open_flamingo": "openflamingo", "idefics": "idefics"}  # of a checkpoint, by its layout or family
 
 
@@ -68,10 +67,12 @@ class Speaker:
             raise UserError(
                 f"'{where}' has no tokenizer beside it; put its files ({'tokenizer.json'}, or its author's form) into the folder"
             )
-        self._model, self._out = model, out or sys.stdout
+        self._config, self._generate, self._out = model.config, model.predict["generate"], out or sys.stdout
+        self._params = model.predict.get("unrolled", lambda params: params)(model.params)  # once, not in every answer
         self.marks = _marks(model, where) if "resampler" in model.config["model"] else None
         self.tokenizer = self.marks.tokenizer if self.marks else model.tokenizer
         self._see = _eye(model) if self.marks else None
+        self._rate = _rate(args)
         self._key, self._beams = jax.random.key(args.seed), args.beams
         self._ends = _ends(model, self.tokenizer)
         own = [tuple(self.tokenizer.encode_plain(text)) for text in args.stop or ()]
@@ -87,7 +88,7 @@ class Speaker:
     def forget(self) -> None:
         """Begins anew."""
         self._said: list[Chunk] = []
-        self._pictures: list[Float32[np.ndarray, "1 S S 3"]] = []
+        self._pictures: list[Float32[np.ndarray, "F S S 3"]] = []
         self._turn = 0
 
     def answer(self, text: str) -> str:
@@ -99,7 +100,7 @@ class Speaker:
         chunks, files = parts(text)
         if files and self._see is None:
             raise UserError(f"this model sees no pictures; leave out <image:{files[0]}>")
-        said, shown = [*self._said, *chunks], [*self._pictures, *(_picture(self._see, name) for name in files)]
+        said, shown = [*self._said, *chunks], [*self._pictures, *(_picture(self._see, name, self._rate) for name in files)]
         ids = self._ids(said)
         self._stream.begin(ids)
         tokens, length, ended = self._write(ids, shown)
@@ -127,17 +128,19 @@ class Speaker:
     def _write(self, ids: list[int], shown: list[np.ndarray]) -> tuple[Int[np.ndarray, "N"], int, bool]:
         """New tokens, how many of them are text, and whether that is at an end."""
         width = -(-max(len(ids), 1) // ROUNDING) * ROUNDING
-        context = self._model.config["model"]["lm"].get("length")
+        context = self._config["model"]["lm"].get("length")
         width = min(width, max(context - self._how["max_new_tokens"], len(ids))) if context else width
         tokens = np.full((1, width), self.tokenizer.pad, np.int32)
         tokens[0, : len(ids)] = ids
         given: dict[str, Any] = {"lengths": np.array([len(ids)])}
         if shown:
-            room = 1 << (len(shown) - 1).bit_length()
-            empty = np.zeros_like(shown[0])
-            given |= {"pixels": np.stack([*shown, *[empty] * (room - len(shown))])[None], "images": np.array([len(shown)])}
+            room, frames = 1 << (len(shown) - 1).bit_length(), max(len(x) for x in shown)
+            pixels = np.zeros((1, room, frames, *shown[0].shape[1:]), np.float32)
+            for place, x in zip(pixels[0], shown, strict=False):
+                place[:] = x[np.minimum(np.arange(frames), len(x) - 1)]  # the last frame of what is shorter stays, as in interleave.clip
+            given |= {"pixels": pixels, "images": np.array([len(shown)])}
         key = jax.random.fold_in(self._key, self._turn)
-        got = jax.device_get(self._model.predict["generate"](self._model.params, tokens, key, **given, **self._how))
+        got = jax.device_get(self._generate(self._params, tokens, key, **given, **self._how))
         jax.effects_barrier()
         return got.tokens[0], int(got.lengths[0]), bool(got.ended[0])
 
@@ -241,15 +244,33 @@ def _eye(model: Pretrained) -> Callable:
     return transforms.build((*steps, ("normalize", {"mean": tuple(how["mean"]), "std": tuple(how["std"])})), None)
 
 
-def _picture(see: Callable, name: str) -> Float32[np.ndarray, "1 S S C"]:
-    """A file's picture.
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Of videos: frames a second that are looked at, of those of folders and lists, and the most of them."""
+
+    fps: float
+    stored: float
+    most: int
+
+
+def _rate(args: argparse.Namespace) -> Rate:
+    """Raises UserError: a number that is not positive."""
+    for name in ("fps", "stored_fps", "frames"):
+        if not 0 < getattr(args, name) < float("inf"):
+            raise UserError(f"--{name} is {getattr(args, name)}, expected more than 0")
+    return Rate(args.fps, args.stored_fps, args.frames)
+
+
+def _picture(see: Callable, name: str, rate: Rate) -> Float32[np.ndarray, "F S S C"]:
+    """A file's picture, one frame, or a video's frames.
 
     Raises:
-      UserError: no file, or no picture.
+      UserError: no file, no picture, a video without frames or in a form that is not read.
     """
     try:
-        return see({"image": Path(name).expanduser().read_bytes()}, np.random.default_rng(0))["image"][None]
+        frames = video.shown(name, rate.fps, rate.stored, rate.most)
+        return np.stack([see({"image": frame}, np.random.default_rng(0))["image"] for frame in frames])
     except OSError as e:
         raise UserError(f"<image:{name}>: {e.strerror or e}") from None
     except BadSample as e:
-        raise UserError(f"<image:{name}> is no picture that can be read: {e}") from None
+        raise UserError(f"<image:{name}> is no picture or video that can be read: {e}") from None

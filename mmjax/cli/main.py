@@ -325,8 +325,10 @@ def _sample(verbs: Any) -> None:
 
 CHAT = """\
 A model goes on from a text as the texts went on that it was trained on: give it the beginning of one. Pictures stand between the words as
-<image:FILE>, for models that see them; examples with their answers, in front, show it what is wanted. Without --prompt, lines are read one
-after the other, and each goes on from all before it: /new begins anew, /quit ends.
+<image:FILE>, for models that see them; examples with their answers, in front, show it what is wanted. A FILE may also be a video: an
+animated gif, webp or png, a folder or tar of frames, or a list of them, a.png,b.png; it is looked at once a second (--fps), and a picture
+beside it stays as long. Without --prompt, lines are read one after the other, and each goes on from all before it: /new begins anew, /quit
+ends.
 The likeliest token is taken unless --temperature is above 0; with --beams, the likeliest whole text that a search finds. A text ends at
 the model's end token, at the end of a chunk where it has one, or at a --stop.
 
@@ -335,6 +337,8 @@ examples:
   mmjax chat --model weights/gpt2 --temperature 0.8 --top_p 0.95 --max_new_tokens 100 --prompt "The meaning of life is"
   mmjax chat --workdir runs/flamingo --prompt "<image:scene.png>Question: What shape is the red thing? Answer:"
   mmjax chat --workdir runs/flamingo --beams 3 --prompt "<image:a.png>Output: a red circle<image:b.png>Output:"
+  mmjax chat --workdir runs/flamingo --fps 2 --prompt "<image:clip.gif>Question: What moves? Answer:"
+  mmjax chat --workdir runs/flamingo --stored_fps 25 --prompt "<image:frames/>Output:"
   mmjax chat --workdir runs/flamingo                                  interactive
 """
 
@@ -356,6 +360,11 @@ def _chat(verbs: Any) -> None:
     chat.add_argument("--beams", type=int, default=1, metavar="B", help="search with so many; the text appears when it is whole")
     chat.add_argument("--length_penalty", type=float, default=1.0, metavar="X", help="of beams: above 0 favours long texts, 0 none")
     chat.add_argument("--stop", action="append", metavar="TEXT", help="end there; may be given several times; matched by its tokens")
+    chat.add_argument("--fps", type=float, default=1.0, metavar="R", help="frames of a video that are looked at a second; default 1")
+    chat.add_argument("--frames", type=int, default=32, metavar="F", help="and the most of them, from its start; default 32")
+    chat.add_argument(
+        "--stored_fps", type=float, default=1.0, metavar="R", help="frames a second of a folder, tar or list of frames; default 1"
+    )
     chat.add_argument("--seed", type=int, default=0)
     chat.add_argument("--dtype", metavar="TYPE", help="of parameters and products: float32 (default) or bfloat16")
     chat.set_defaults(overrides=[])

@@ -29,7 +29,7 @@ def build(fields: Fields, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | No
 
 
 def predict(model: Flamingo, mesh: jax.sharding.Mesh | None = None) -> dict[str, Callable]:
-    """`logits`, `generate` and `log_likelihood`, which also take `pixels` and `images`, after a look at their pictures; and
+    """`logits`, `generate` and `log_likelihood`, which also take `pixels` and `images`, after a look at their pictures; `unrolled`; and
     `image_features`, the mean of the vision tower's."""
     call = compiled(model, mesh)
     features = lambda params, images: model.features(params, images[:, None, None]).mean((1, 2)).astype(jnp.float32)
@@ -38,9 +38,10 @@ def predict(model: Flamingo, mesh: jax.sharding.Mesh | None = None) -> dict[str,
         given = {"pixels": pixels, "images": images, **more}
         return call(params, language.checked(tokens, model.lm), **{name: x for name, x in given.items() if x is not None})
 
-    written = decoding.functions(model.begin, context=model.lm.length, vocab=model.lm.vocab, inputs=PICTURES)
-    texts = {name: functools.partial(_looked_at, model, function) for name, function in {"logits": logits, **written}.items()}
-    return {**texts, "image_features": compiled(features, mesh)}
+    sizes = {"context": model.lm.length, "vocab": model.lm.vocab}
+    written = decoding.functions(model.begin, unrolled=model.unrolled, inputs=PICTURES, **sizes)
+    own = {"unrolled": written.pop("unrolled"), "image_features": compiled(features, mesh)}
+    return {name: functools.partial(_looked_at, model, function) for name, function in {"logits": logits, **written}.items()} | own
 
 
 def _looked_at(model: Flamingo, function: Callable, params: Any, tokens: Any, *args: Any, **more: Any) -> Any:

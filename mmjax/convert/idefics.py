@@ -174,7 +174,7 @@ def to_hf(config: Mapping[str, Any]) -> Target:
     as_told = {
         "xattn.form": model["xattn"].get("form") == "idefics" and gate is not None,
         "resampler.form": model["resampler"].get("form") == "idefics" and seen["mlp"] == 4 * vision["width"] == 4 * seen["width"],
-        "xattn": (block["mlp"], block["heads"], block["act"]) == (text["mlp"], text["heads"], text["act"]),
+        "xattn": (block["mlp"], block["heads"], block["act"]) == (text["mlp"], text["heads"], text["act"]) and gated_xattn.published(block),
         "vision": vision.get("type", "vit") == "vit" and vision.get("pre_norm", False) and model.get("class_token", False),
         "first": model.get("first", 0) == 0 and text["depth"] % model["every"] == 0,
         "attend": model.get("attend", "last") == "last",

@@ -1,6 +1,6 @@
 """Language models of all families: layouts, predict functions, and the way out to Hugging Face."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +34,11 @@ def build(fields: Fields, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | No
     """
     module = lm.build(fields["lm"], dtype, "model.lm")
     boxed = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+    return finished({"lm": boxed}, predict(module, mesh))
+
+
+def predict(module: lm.LanguageModel, mesh: jax.sharding.Mesh | None = None) -> dict[str, Callable]:
+    """`logits`, `generate`, `log_likelihood` and `unrolled` of a model whose parameters stand under `lm`."""
     call = compiled(lambda params, tokens, **more: module.apply({"params": params["lm"]}, tokens, **more), mesh)
 
     def logits(params: Any, tokens: Any, *, positions: Any = None, segments: Any = None, mask: Any = None) -> jax.Array:
@@ -43,7 +48,8 @@ def build(fields: Fields, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | No
     def begin(params: Any, tokens: jax.Array, length: int) -> tuple:
         return lm.forward(module, params["lm"]), module.init_cache(len(tokens), length)
 
-    return finished({"lm": boxed}, {"logits": logits, **functions(begin, context=module.length, vocab=module.vocab)})
+    unrolled = lambda params: {**params, "lm": lm.unrolled(params["lm"])}
+    return {"logits": logits, **functions(begin, unrolled=unrolled, context=module.length, vocab=module.vocab)}
 
 
 def checked(tokens: Any, module: lm.LanguageModel) -> Any:

@@ -23,6 +23,7 @@ from mmjax.convert.source import Source
 from mmjax.convert.tensors import Tensor
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer as tokenizers
+from mmjax.models import gated_xattn
 
 TOLD = "open_flamingo.json"
 PARTS = ("lm", "clip")
@@ -259,7 +260,8 @@ def target(config: Mapping[str, Any]) -> Target:
     model, pre = config["model"], config.get("preprocess")
     text, vision = lm_config.complete(model["lm"]), {"eps": 1e-6, **model["vision"]}
     as_told = {
-        "xattn": model["xattn"].get("form") == "open_flamingo" and model["xattn"].get("head_width") == HEAD_WIDTH,
+        "xattn": (model["xattn"].get("form"), model["xattn"].get("head_width"), gated_xattn.published(model["xattn"]))
+        == ("open_flamingo", HEAD_WIDTH, True),
         "resampler": model["resampler"].get("form") == "open_flamingo" and model["resampler"].get("head_width") == HEAD_WIDTH,
         "first": model.get("first", 0) == model["every"] - 1,
         "vision": vision.get("type", "vit") == "vit" and vision.get("pre_norm", False) and not model.get("class_token", False),

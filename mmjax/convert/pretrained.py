@@ -63,7 +63,8 @@ class Pretrained:
         noisy classifier's logits; `logits(params, images) -> [B, K]` of a classifier, a run of ours. Of a language model `logits(params,
         tokens) -> [B, L, V]`, `generate(params, tokens, key, *, max_new_tokens, ...)` and `log_likelihood(params, tokens, answers,
         answer_lengths)`, which with one that sees also take `pixels` float[B, N, F, H, W, 3] and `images` int[B], how many of a row's N
-        are real. Those a checkpoint has no weights for are not there.
+        are real; and `unrolled(params)`, what the last two read, made once for many calls. Those a checkpoint has no weights for are not
+        there.
     """
 
     config: dict[str, Any]

@@ -30,6 +30,7 @@ PREDICT: dict[str, str] = {
     "logits": "(params, images float[B, H, W, C]) -> float32[B, K], unnormalised log-probabilities of K classes",
     "generate": "(params, tokens int32[B, P], key, *, max_new_tokens, lengths=None int32[B], ...) -> decoding.Generated, what follows",
     "log_likelihood": "(params, tokens int32[B, P], answers int32[B, A, N], answer_lengths int32[B, A], *, lengths=None) -> float32[B, A]",
+    "unrolled": "(params) -> params for many calls of generate and log_likelihood: layers one by one, not copied in every call",
     "classify": "(params, x float[B, H, W, C], t float[B]) -> float32[B, K], logits of noisy pictures at their times on the path",
     "score": "(params, images float[B, H, W, C], tokens int32[N, L]) -> float32[B, N], log-probability of every text given every image",
     "text_to_image": "(params, tokens int32[B, L], keys key[B]) -> float32[B, H, W, 3] in 0..1, a picture a row, drawn from its key alone",

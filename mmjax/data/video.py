@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mmjax.data.source import Info, described, option, rooted, within
 
 ANIMATED = ("gif", "webp", "png", "apng")
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+_UNREAD = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ogv")
 _UNSTATED = 100  # milliseconds of a frame that states none, as browsers show it
 _FEATURES = {"frames": "tuple of encoded bytes", "times": "float32, seconds", "captions": "tuple of text"}
 
@@ -60,6 +62,46 @@ def open_video(config: Any, split: str) -> "Video":
         raise UserError(f"video '{gone}' does not exist")
     marks = [[files.basename(p), None if folder else size] for (p, folder), size in zip(frames, sizes, strict=True)]
     return Video(tuple(frames), split, rates["fps"], rates["stored_fps"], rates["frames"], marks)
+
+
+def shown(name: str, fps: float, stored_fps: float, most: int) -> list[bytes]:
+    """The encoded frames, one at least, of what a person names: a picture, an animated one, a folder or tar of frames, or a list of
+    pictures, "a.png,b.png".
+
+    Args:
+      fps: frames a second that are given; of a folder, tar or list `stored_fps` says how many there are.
+      most: the most that are given, from the start.
+
+    Raises:
+      UserError: a video in a form that is not read here.
+      BadSample: no frames, or some that cannot be decoded.
+      OSError: no such file.
+    """
+    path = Path(name).expanduser()
+    kind, folder = _extension(path.name), path.is_dir()
+    if "," in name and not path.exists():
+        listed, rate = [Path(part.strip()).expanduser() for part in name.split(",") if part.strip()], Fraction(str(stored_fps))
+        if not listed:
+            raise BadSample("missing", "no frames")
+        starts = [k / rate for k in range(len(listed))]
+        return [listed[k].read_bytes() for k in shown_at(starts, len(listed) / rate, Fraction(str(fps)), most)]
+    if kind in _UNREAD and not folder:
+        raise UserError(f"'{name}': videos of form {kind} are not read; give a {', '.join(ANIMATED)}, or a folder or tar of its frames")
+    if not folder and kind != "tar":
+        whole = path.read_bytes()
+        if kind not in ANIMATED or not _moves(whole):
+            return [whole]
+    return Video(((str(path), folder),), "", fps, stored_fps, most, []).sequence(str(path), folder)[0]
+
+
+def _moves(encoded: bytes) -> bool:
+    """Whether a picture is an animated one."""
+    from PIL import Image
+
+    try:
+        return getattr(Image.open(io.BytesIO(encoded), formats=("GIF", "WEBP", "PNG")), "n_frames", 1) > 1
+    except (OSError, ValueError, SyntaxError):
+        return False
 
 
 def _extension(path: str) -> str:
@@ -106,13 +148,14 @@ class Video:
         within(self, i)
         path, folder = self._videos[i]
         try:
-            if folder or _extension(path) == "tar":
-                frames, times = self._stills(path, folder)
-            else:
-                frames, times = self._animated(path)
+            frames, times = self.sequence(path, folder)
         except FileNotFoundError as e:
             raise UserError(f"video '{path}' has gone since the set was opened ({e}); restore it and continue the run") from e
         return {"frames": tuple(frames), "times": np.array([float(t) for t in times], np.float32), "captions": _caption(path)}
+
+    def sequence(self, path: str, folder: bool) -> tuple[list[bytes], list[Fraction]]:
+        """The frames of a video and their times."""
+        return self._stills(path, folder) if folder or _extension(path) == "tar" else self._animated(path)
 
     def _chosen(self, starts: Sequence[Fraction], duration: Fraction) -> tuple[list[int], list[Fraction]]:
         """(stored frame, time) of each frame of the sequence."""

@@ -1,4 +1,4 @@
-"""Predict functions of a model that writes: `generate` and `log_likelihood`, compiled, with what the host can see checked first.
+"""Predict functions of a model that writes, `generate`, `log_likelihood` and `unrolled`: compiled, with what the host sees checked first.
 
 B rows, P tokens of the longest prompt, A answers of N tokens at most.
 """
@@ -21,17 +21,23 @@ from mmjax.decoding.likelihood import log_likelihood as rank
 from mmjax.decoding.options import Options, options
 from mmjax.decoding.prompt import Cache, Forward, Prompt
 
-# begin(params, tokens int32[B, P], length, **inputs) -> the model and an empty cache with room for `length` tokens a row.
+# begin(unrolled params, tokens int32[B, P], length, **inputs) -> the model and an empty cache with room for `length` tokens a row.
 Begin = Callable[..., tuple[Forward, Cache]]
 
 
-def functions(begin: Begin, *, context: int | None, vocab: int, inputs: Collection[str] = ()) -> dict[str, Callable]:
-    """`generate` and `log_likelihood` of a model.
+def functions(
+    begin: Begin, *, unrolled: Callable[[Any], Any] = lambda params: params, context: int | None, vocab: int, inputs: Collection[str] = ()
+) -> dict[str, Callable]:
+    """`generate`, `log_likelihood` and `unrolled` of a model.
 
     Args:
+      unrolled: params -> params as `begin` reads them, their layers one by one; those that are so already as they are. It is compiled by
+        itself: the loop is given layers as they lie in memory, and copies no weight.
       context: the most positions it has; None where there is no end to them.
       inputs: names of further arrays that the functions take and `begin` is given, rows in front.
     """
+
+    unrolled = jax.jit(unrolled)  # what it leaves as it is comes out as the same arrays, not as copies
 
     def prompt(params: Any, given: Mapping[str, Array], new: int) -> Prompt:
         tokens, lengths, *_ = given["tokens"], given["lengths"]
@@ -51,6 +57,7 @@ def functions(begin: Begin, *, context: int | None, vocab: int, inputs: Collecti
         """Continues prompts.
 
         Args:
+          params: the model's, or what `unrolled` made of them, which saves making it again in every call.
           tokens: int32[B, P], filled up on the right with any of the vocabulary.
           key: one key, from which every row takes its own by its number, or a key a row.
           lengths: int32[B], of the prompts; all P without it.
@@ -70,7 +77,7 @@ def functions(begin: Begin, *, context: int | None, vocab: int, inputs: Collecti
         if (how.guidance != 1) != (other is not None):
             raise UserError(f"decoding: guidance is {how.guidance} {'without' if other is None else 'with'} a negative prompt; give both")
         keys = rng.per_example(key, jnp.arange(len(given["tokens"]))) if key.ndim == 0 else key
-        return written(params, given, other, keys, how)
+        return written(unrolled(params), given, other, keys, how)
 
     def log_likelihood(params, tokens, answers, answer_lengths, *, lengths=None, together: int = TOGETHER, **more) -> Array:
         """float32[B, A]: log-probability of answers after prompts, -inf where an answer has no token. Arguments as of `generate`, and
@@ -83,9 +90,9 @@ def functions(begin: Begin, *, context: int | None, vocab: int, inputs: Collecti
         _check_ids(answers, vocab, "answers")
         given = {"tokens": tokens, "lengths": lengths, **{k: v for k, v in more.items() if v is not None}}
         given = _checked(given, "prompt", inputs=inputs, new=answers.shape[2], context=context, vocab=vocab)
-        return ranked(params, given, answers, answer_lengths, together)
+        return ranked(unrolled(params), given, answers, answer_lengths, together)
 
-    return {"generate": generate, "log_likelihood": log_likelihood}
+    return {"generate": generate, "log_likelihood": log_likelihood, "unrolled": unrolled}
 
 
 def _checked(given: dict, what: str, *, inputs: Collection[str], new: int, context: int | None, vocab: int) -> dict[str, Array]:

@@ -94,6 +94,7 @@ class FewShot:
     write: Callable  # (params, tokens, lengths, pixels, images) -> lengths and tokens, int32[B, 1 + N]
     rank: Callable | None  # of closed answers: (params, tokens, lengths, pixels, images, answers, their lengths) -> float32[B, A]
     answers: tuple[str, ...]  # closed ones
+    unrolled: Callable  # params -> params as `write` and `rank` read them
     features: Callable | None  # of RICES: params, records -> float32[N, E]
     config: Mapping[str, Any]
     mesh: Mesh
@@ -111,6 +112,7 @@ class FewShot:
     def found(self, params: Params) -> dict[int, Found]:
         """By number of shots."""
         chosen = self._chosen(params)
+        params = self.unrolled(params)  # once, not in every batch
         total = len(self.shots) * len(self.items)
         out, done = {}, 0
         with contextlib.closing(Progress(total, batch_size=1, unit="question")) as progress:
@@ -352,6 +354,7 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
         write=encode.compile_over(mesh, _writer(predict, c, marks)),
         rank=encode.compile_over(mesh, _ranker(predict, c)) if closed else None,
         answers=answers,
+        unrolled=predict.get("unrolled", lambda params: params),
         features=_features(predict, c, show, batch_size, mesh) if c["retrieval"] == "rices" else None,
         config={**c, "batch_size": batch_size},
         mesh=mesh,

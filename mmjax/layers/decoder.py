@@ -3,6 +3,7 @@
 B batch, L tokens, S slots of a cache (without one S = L), D width, H heads, G heads of keys and values, K head width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from mmjax.layers.norm import LayerNorm, RMSNorm
 from mmjax.layers.rope import rotate
 
 Cache = dict[str, Array]  # of a layer: k and v, each [B, G, S, K]
+Between = Callable[[Array], Array]
 
 # Where a block's norms stand: before each branch, after each sum (OPT-350M), or both before one sum of both branches (GPT-NeoX).
 RESIDUALS = ("pre", "post", "parallel")
@@ -131,6 +133,9 @@ class DecoderAttention(nn.Module):
 class DecoderBlock(nn.Module):
     """Attention and a feed-forward network, each beside a sum, with norms where `residual` says.
 
+    A function `between`, [B, L, D] to [B, L, D], stands between the two where one is given: cross-attention, as in the decoder of Vaswani
+    et al. 2017. Branches that are parallel have no place for it.
+
     Parameters `norm1`, `attn`, `norm2`, `mlp`. Attributes not told here are `DecoderAttention`'s and `Mlp`'s.
 
     Attributes:
@@ -161,19 +166,27 @@ class DecoderBlock(nn.Module):
     kernel_init: Initializer = nn.initializers.lecun_normal()
     out_init: Initializer = nn.initializers.lecun_normal()
 
-    def __call__(self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None = None, **where: Array | None) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None = None, between: Between | None = None, **where: Array | None
+    ) -> Float[Array, "B L D"]:
         """`keys` (one an example) turn dropout on; `where` is `DecoderAttention`'s `mask`, `bias`, `cos` and `sin`."""
-        return self.run(x, keys, None, None, **where)[0]
+        return self.run(x, keys, None, None, between, **where)[0]
 
     def cached(
-        self, x: Float[Array, "B L D"], cache: Cache, start: Int[Array, "B"], **where: Array | None
+        self, x: Float[Array, "B L D"], cache: Cache, start: Int[Array, "B"], between: Between | None = None, **where: Array | None
     ) -> tuple[Float[Array, "B L D"], Cache]:
         """The same with a cache of the layer's keys and values, and that cache with those of `x` in it."""
-        return self.run(x, None, cache, start, **where)
+        return self.run(x, None, cache, start, between, **where)
 
     @nn.compact
     def run(
-        self, x: Float[Array, "B L D"], keys: Key[Array, "B"] | None, cache: Cache | None, start: Int[Array, "B"] | None, **where
+        self,
+        x: Float[Array, "B L D"],
+        keys: Key[Array, "B"] | None,
+        cache: Cache | None,
+        start: Int[Array, "B"] | None,
+        between: Between | None,
+        **where: Array | None,
     ) -> tuple[Float[Array, "B L D"], Cache | None]:
         if self.residual not in RESIDUALS:
             raise UserError(f"model.residual is {self.residual!r}{suggest(self.residual, RESIDUALS)}")
@@ -184,14 +197,14 @@ class DecoderBlock(nn.Module):
         attn = DecoderAttention(self.heads, **how, name="attn")
         inits = self.kernel_init, self.out_init
         mlp = Mlp(self.mlp, self.act, self.dtype, *inits, self.gated, self.mlp_bias, name="mlp")
-        post = self.residual == "post"
+        post, between = self.residual == "post", between or (lambda y: y)
         y, cache = attn(x if post else norm("norm1")(x), cache=cache, start=start, **where)
         if self.residual == "parallel":
             y = x + drop(y, 0) + drop(mlp(norm("norm2")(x)), 1)
         elif post:
-            y = norm("norm1")(x + drop(y, 0))
+            y = between(norm("norm1")(x + drop(y, 0)))
             y = norm("norm2")(y + drop(mlp(y), 1))
         else:
-            y = x + drop(y, 0)
+            y = between(x + drop(y, 0))
             y = y + drop(mlp(norm("norm2")(y)), 1)
         return constrain(y, "batch", None, None), cache

@@ -45,7 +45,7 @@ class Flamingo:
       xattn: one block of cross-attention; there are `blocks` of them.
       lm: of the whole vocabulary, the new tokens at its end.
       image_token: the id at whose places images stand.
-      every, first: a block of cross-attention before the language model's block `first` and every `every`-th after.
+      every, first: a block of cross-attention before the language model's block `first` and every `every`-th after, or within these.
       attend: a token sees the image before it, "last", or all of its document, "previous".
       end_token: the id that ends a document within a row, if rows are packed by it (IDEFICS); until its next image, text sees none.
       class_token: whether the class token of a vision transformer is among its features.
@@ -189,7 +189,7 @@ class Flamingo:
     def language(self, params: Params) -> dict[str, Any]:
         """The language model's variables, new tokens in their tables."""
         own = dict(params["lm"])
-        if self.new_tokens:
+        if "new_tokens" in params:  # of those that are unrolled they stand there
             join = lambda old, name, axis: jnp.concatenate([old, params["new_tokens"][name].astype(old.dtype)], axis)
             own["token"] = {"embedding": join(own["token"]["embedding"], "embedding", 0)}
             if not self.lm.tied:
@@ -205,32 +205,44 @@ class Flamingo:
         where: Mapping[str, Array | None],
         keys: Key[Array, "B"] | None,
     ) -> Float[Array, "B L D"]:
-        """All blocks, those of the language model and those of cross-attention before them."""
+        """All blocks, those of the language model and those of cross-attention, before or within them."""
         block = self.lm.block()
 
-        def layer(x: Array, own: Params, i: Array | int) -> Array:
-            return block.apply({"params": own}, x, None if keys is None else rng.fold(keys, i), **where)
+        def layer(x: Array, own: Params, i: Array | int, xattn: Params | None = None) -> Array:
+            x, between = self.crossed(x, xattn, look)
+            return block.apply({"params": own}, x, None if keys is None else rng.fold(keys, i), between, **where)
 
-        def cross(x: Array, own: Params) -> Array:
+        def look(x: Array, own: Params) -> Array:
             if media is None:
                 return self.xattn.apply({"params": own}, x, None, method="attend")
             return self.xattn.apply({"params": own}, x, media, mask)
 
         if self.lm.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.lm.remat == "dots" else None
-            layer, cross = (jax.checkpoint(f, prevent_cse=not self.lm.scan, policy=policy) for f in (layer, cross))
+            layer = jax.checkpoint(layer, prevent_cse=not self.lm.scan, policy=policy)
         xattn = params["xattn"]["blocks"]
         if self.lm.scan:
-            return self._scanned(params["lm"]["blocks"], xattn, x, layer, cross)
+            return self._scanned(params["lm"]["blocks"], xattn, x, layer)
         for i in range(self.lm.depth):
-            at, here = divmod(i - self.first, self.every)
-            x = cross(x, jax.tree.map(lambda a, at=at: a[at], xattn)) if at >= 0 and here == 0 else x
-            x = layer(x, params["lm"][f"blocks_{i}"], i)
+            at = self.at(i)
+            x = layer(x, params["lm"][f"blocks_{i}"], i, None if at is None else jax.tree.map(lambda a, at=at: a[at], xattn))
         return x
 
-    def _scanned(self, blocks: Params, xattn: Params, x: Array, layer: Callable, cross: Callable) -> Array:
+    def at(self, i: int) -> int | None:
+        """Which block of cross-attention belongs to block i of the language model."""
+        at, off = divmod(i - self.first, self.every)
+        return at if at >= 0 and off == 0 else None
+
+    def crossed(self, x: Array, own: Params | None, look: Callable[[Array, Params], Array]) -> tuple[Array, Callable | None]:
+        """What a block of the language model is given, and its `between`, if it has the parameters `own` of a block of cross-attention."""
+        if own is None:
+            return x, None
+        return (look(x, own), None) if self.xattn.place == "before" else (x, lambda x: look(x, own))
+
+    def _scanned(self, blocks: Params, xattn: Params, x: Array, layer: Callable) -> Array:
         """A loop over super-blocks of `every` blocks of the language model and one of cross-attention; the last one may be shorter."""
         cut = lambda tree, *at: jax.tree.map(lambda a: a[slice(*at)], tree)
+        one_of = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
 
         def run(x: Array, blocks: Params, start: Array | int) -> Array:
             count = len(jax.tree.leaves(blocks)[0])
@@ -238,8 +250,9 @@ class Flamingo:
             return lax.scan(body, x, (blocks, start + jnp.arange(count)))[0] if count else x
 
         def one(x: Array, blocks: Params, own: Params, start: Array | int) -> Array:
-            x = cross(run(x, cut(blocks, self.first), start), own)
-            return run(x, cut(blocks, self.first, None), start + self.first)
+            at = self.first
+            x = layer(run(x, cut(blocks, at), start), one_of(blocks, at), start + at, own)
+            return run(x, cut(blocks, at + 1, None), start + at + 1)
 
         whole, rest = divmod(self.lm.depth, self.every)
         if whole:
@@ -248,10 +261,16 @@ class Flamingo:
             x, _ = lax.scan(lambda x, own: (one(x, *own), None), x, each)
         last, start = cut(blocks, whole * self.every, None), whole * self.every
         if rest > self.first:
-            return one(x, last, jax.tree.map(lambda a: a[whole], xattn), start)
+            return one(x, last, one_of(xattn, whole), start)
         return run(x, last, start)
 
     # --- with a cache ---------------------------------------------------------------------------------------------------
+
+    def unrolled(self, params: Params) -> Params:
+        """Parameters as decoding reads them: blocks one by one, new tokens in the language model's tables. Those that are so already as
+        they are."""
+        towers = {name: own for name, own in params.items() if name != "new_tokens"}
+        return {**towers, **unstack_params({"lm": self.language(params)["params"], "xattn": params["xattn"]})}
 
     def begin(
         self,
@@ -265,15 +284,19 @@ class Flamingo:
 
         The cache holds, rows in front: of every block of the language model `k` and `v`, in `lm`; of every block of cross-attention those
         of the visual tokens, in `xattn`; the `tokens` that were read, from which follows who sees which image; and how many `images`
-        are real.
+        are real. All `k` and `v` have heads in front of slots (layers.attention.attend_cached).
+
+        Args:
+          params: those of `unrolled`; of others a copy is made.
         """
+        params = self.unrolled(params)
         cache: dict[str, Any] = {"lm": self.lm.init_cache(len(tokens), length)}
         count = 0 if pixels is None else pixels.shape[1]
         if count:
             media = self.media(params, pixels)
             look = lambda own: self.xattn.apply({"params": own}, media, method="keys_values")
-            xattn = params["xattn"]["blocks"]
-            cache["xattn"] = [look(jax.tree.map(lambda a, i=i: a[i], xattn)) for i in range(self.blocks)]
+            first = lambda kv: jax.tree.map(lambda x: x.swapaxes(1, 2), kv)
+            cache["xattn"] = [first(look(params["xattn"][f"blocks_{i}"])) for i in range(self.blocks)]
             cache["tokens"] = jnp.full((len(tokens), length), -1, jnp.int32)
             cache["images"] = jnp.full(len(tokens), count, jnp.int32) if images is None else images
         return self.forward(params, count), cache
@@ -281,10 +304,8 @@ class Flamingo:
     def forward(self, params: Params, count: int) -> Callable[..., tuple[Float[Array, "B _ V"], dict[str, Any]]]:
         """models.lm.forward's function, of rows with `count` images: `(tokens int32[B, n], start int32[B], cache, last=None)` to logits and
         cache."""
-        variables = self.language(params)
-        blocks = unstack_params(params["lm"])
-        xattn = [jax.tree.map(lambda a, i=i: a[i], params["xattn"]["blocks"]) for i in range(self.blocks)]
-        block = self.lm.block()
+        params = self.unrolled(params)
+        variables, xattn, block = self.language(params), params["xattn"], self.lm.block()
 
         def forward(tokens, start, cache, last=None):
             places = start[:, None] + jnp.arange(tokens.shape[1])[None]
@@ -296,12 +317,13 @@ class Flamingo:
                 new["tokens"] = jax.vmap(lambda row, own, at: lax.dynamic_update_slice(row, own, (at,)))(cache["tokens"], tokens, start)
                 here = (jnp.take_along_axis(i, places, axis=1) for i in self.index(new["tokens"]))
                 seen = cache["xattn"]
-                mask = self.mask(*here, count, seen[0]["k"].shape[1] // count, cache["images"])
+                mask = self.mask(*here, count, seen[0]["k"].shape[2] // count, cache["images"])
             for i in range(self.lm.depth):
-                at, off = divmod(i - self.first, self.every)
-                if at >= 0 and off == 0:
-                    x = self.xattn.apply({"params": xattn[at]}, x, seen[at], mask, method="attend")
-                x, own = block.apply({"params": blocks[f"blocks_{i}"]}, x, cache["lm"][i], start, **where, method="cached")
+                at = self.at(i)
+                look = lambda x, own, at=at: self.xattn.apply({"params": own}, x, seen[at], mask, cached=True, method="attend")
+                x, between = self.crossed(x, None if at is None else xattn[f"blocks_{at}"], look)
+                own = {"params": params["lm"][f"blocks_{i}"]}
+                x, own = block.apply(own, x, cache["lm"][i], start, between, **where, method="cached")
                 new["lm"].append(own)
             x = x if last is None else jnp.take_along_axis(x, last[:, None, None], axis=1)
             x = self.lm.apply(variables, x, method="finish")
@@ -350,8 +372,8 @@ def build(model: Group, dtype: DTypeLike = jnp.float32, where: str = "config.mod
     """The model of fields, on top of those of a `variant` of VARIANTS if they name one.
 
     Groups `vision` (a `type` of VISION), `resampler` (a `type` of perceiver.RESAMPLERS), `xattn` and `lm` hold the fields of their modules.
-    `resampler` and `xattn` may begin from a `form` ("flamingo", "open_flamingo", "idefics"), `lm` from a `variant`; `lm.vocab` is without
-    `new_tokens`.
+    `resampler` and `xattn` may begin from a `form` ("flamingo", "open_flamingo", "idefics"; of `xattn` also "vanilla"), `lm` from a
+    `variant`; `lm.vocab` is without `new_tokens`.
 
     Raises:
       UserError: an unknown variant, form or field, a missing one, or numbers that do not fit.
@@ -367,7 +389,7 @@ def build(model: Group, dtype: DTypeLike = jnp.float32, where: str = "config.mod
     forms = perceiver.FORMS if kind == "perceiver" else {}
     resampler = tower(formed(parts["resampler"], forms, f"{where}.resampler"), perceiver.RESAMPLERS, dtype, f"{where}.resampler")
     given = kwargs_for(GatedCrossAttention, formed(parts["xattn"], gated_xattn.FORMS, f"{where}.xattn"), f"{where}.xattn")
-    for needed in ("heads", "head_width", "mlp"):
+    for needed in ("heads", "head_width", *(("mlp",) if given.get("dense", True) else ())):
         get(given, needed, f"{where}.xattn")
     out = Flamingo(vision, resampler, GatedCrossAttention(**{"width": text.width, "dtype": dtype, **given}), text, **rest)
     _check(out, where)
@@ -384,6 +406,10 @@ def formed(fields: Group, forms: Mapping[str, Group], where: str) -> dict[str, A
 
 
 def _check(model: Flamingo, where: str) -> None:
+    if model.xattn.place not in gated_xattn.PLACES:
+        raise UserError(f"{where}.xattn.place is {model.xattn.place!r}{suggest(model.xattn.place, gated_xattn.PLACES)}")
+    if model.xattn.place == "within" and model.lm.residual == "parallel":
+        raise UserError(f"{where}.xattn.place is 'within', and the language model's branches are parallel: between them is no place")
     if model.attend not in ATTEND:
         raise UserError(f"{where}.attend is {model.attend!r}{suggest(model.attend, ATTEND)}")
     if not 0 <= model.first < model.every:

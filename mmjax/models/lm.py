@@ -251,12 +251,15 @@ def forward(model: LanguageModel, params: Mapping[str, Any]) -> Callable[..., tu
     `last[b]` of each row are made, [B, 1, V].
 
     Args:
-      params: of the model as it is, or of one that is unrolled. Stacked ones are taken apart here, which copies them: once, if this is
-        called outside of the loop.
+      params: those of `unrolled`. Stacked ones are taken apart here, which copies all of them whenever what this is compiled into runs.
     """
-    params = unstack_params(params) if "blocks" in params else params
-    model = model.clone(scan=False)
+    params, model = unrolled(params), model.clone(scan=False)
     return lambda tokens, start, cache, last=None: model.apply({"params": params}, tokens, start, cache, last, method="cached")
+
+
+def unrolled(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model's parameters with its blocks one by one; those that are so already as they are."""
+    return unstack_params(params) if "blocks" in params else params
 
 
 def build(model: Group, dtype: DTypeLike = jnp.float32, where: str = "config.model.lm") -> LanguageModel:

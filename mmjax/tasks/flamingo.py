@@ -2,8 +2,8 @@
 
 Config `model`: what `models.flamingo.build` takes, the fields of `Options`, and `streams`, the fields of a `Stream` for each part of the
 batch: every data set has its own shapes and its weight in the loss, and one step takes the gradients of all of them. Ablations are
-fields: `xattn.gate` "none" (no tanh gate), `attend` "previous" (all images before a token), `resampler.type` "mlp", `train` with "lm"
-(the language model learns too), `streams.NAME.p_next`.
+fields: `xattn.gate` "none" (no tanh gate), `xattn.form` "vanilla" (plain cross-attention), `attend` "previous" (all images before a
+token), `resampler.type` "mlp", `train` with "lm" (the language model learns too), `streams.NAME.p_next`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmjax import decoding
+from mmjax.convert.flamingo import predict
 from mmjax.convert.pretrained import from_pretrained
 from mmjax.core import rng, tree
 from mmjax.core.config import Group, get, kwargs_for
@@ -191,29 +191,6 @@ def within(segments: Array) -> Array:
     places = jnp.arange(segments.shape[1])[None]
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     return places - jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
-
-
-def predict(model: Flamingo) -> dict[str, Any]:
-    """`logits`, `generate` and `log_likelihood`, which also take `pixels` and `images`, and `image_features`."""
-    context = model.lm.length if model.lm.positions == "learned" else None
-    inputs = ("pixels", "images")
-    written = decoding.functions(model.begin, context=context, vocab=model.lm.vocab, inputs=inputs)
-
-    def logits(params, tokens, *, pixels=None, images=None, **more):
-        check_images(tokens, pixels, images, model.image_token)
-        return model(params, tokens, pixels=pixels, images=images, **more)
-
-    def looked_at(function):
-        def checked(params, tokens, *args, pixels=None, images=None, **more):
-            check_images(tokens, pixels, images, model.image_token)
-            return function(params, tokens, *args, pixels=pixels, images=images, **more)
-
-        return checked
-
-    def image_features(params, images):
-        return model.features(params, images[:, None, None]).mean((1, 2)).astype(jnp.float32)
-
-    return {"logits": logits, "image_features": image_features, **{name: looked_at(function) for name, function in written.items()}}
 
 
 def read_weights(paths: Mapping[str, str], wanted: Params) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from mmjax.convert.language import predict
 from mmjax.core import rng
 from mmjax.core.config import get, kwargs_for
 from mmjax.core.errors import UserError
 from mmjax.core.types import Array, Batch, Task
-from mmjax.decoding import functions
 from mmjax.layers import split_axes
 from mmjax.models import lm
 from mmjax.models.lm import LanguageModel
@@ -59,18 +59,12 @@ def make(config: ConfigDict) -> Task:
         value, metrics, weight = next_token(head, x, batch["tokens"], said(batch, rows), z_loss=rows.z_loss, chunk=rows.chunk)
         return value, {"metrics": metrics, "weight": weight}
 
-    def begin(params, tokens, length):
-        return lm.forward(model, params["lm"]), model.init_cache(len(tokens), length)
-
-    def logits(params, tokens, *, positions=None, segments=None):
-        return model.apply({"params": params["lm"]}, jnp.asarray(tokens), positions=positions, segments=segments)
-
     return Task(
         init=lambda key: split_axes(boxed(key))[0],
         axes=axes,
         loss=loss,
         batch_spec={name: jax.ShapeDtypeStruct((config.batch_size, rows.length), dtype) for name, dtype in names.items()},
-        predict={"logits": logits, **functions(begin, context=model.length, vocab=model.vocab)},
+        predict=predict(model),
         limits={"tokens": model.vocab} | ({"positions": model.length} if rows.packed else {}),
     )
 

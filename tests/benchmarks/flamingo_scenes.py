@@ -27,7 +27,7 @@ from mmjax.data.stream import overlaid  # noqa: E402
 from tests.benchmarks.finished_runs import last, train  # noqa: E402
 from tests.scene_parser import Unreadable, claims, false_claims  # noqa: E402
 
-KINDS = ("flamingo", "ungated", "previous", "mlp", "unfrozen", "frame")
+KINDS = ("flamingo", "ungated", "vanilla", "previous", "mlp", "unfrozen", "frame")
 # heading -> metric; fractions, but for CIDEr
 COLUMNS = {
     "qa": "qa/accuracy_0",

@@ -115,8 +115,45 @@ def test_pictures_stand_between_words(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         one.answer("<image:none.png>")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match="is no picture that can be read"):
+    with pytest.raises(UserError, match="is no picture or video that can be read"):
         one.answer(f"<image:{tmp_path / 'text.png'}>")
+
+
+def test_a_picture_may_be_a_video(tmp_path):
+    """A gif of 3.2 seconds, a folder of 4 frames at 2 a second and a list of them, beside a picture."""
+    frames = [Image.new("L", (10, 10), level) for level in (0, 80, 160, 240)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=800)
+    (tmp_path / "many").mkdir()
+    (tmp_path / "none").mkdir()
+    for k, frame in zip((1, 2, 9, 10), frames, strict=True):
+        frame.save(tmp_path / "many" / f"{k}.png")
+    clip, many, one, none = (tmp_path / name for name in ("clip.gif", "many", "many/2.png", "none"))
+    levels = lambda model: np.round((model.asked[-1]["pixels"][0].mean((2, 3, 4)) * 0.25 + 0.5) * 255).tolist()
+    model = Model(*[ids("a")] * 4, sees=True)
+    said, _ = speaker(model, "--stored_fps", "2")
+    said.answer(f"<image:{clip}>Output:")
+    assert levels(model) == [[0, 80, 160, 240]]  # on screen at 0, 1, 2 and 3 seconds
+    said.forget()
+    said.answer(f"<image:{many}>one<image:{one}>another<image:{clip}>Output:")
+    got = model.asked[-1]
+    assert levels(model) == [[0, 160, 160, 160], [80] * 4, [0, 80, 160, 240], [128] * 4] and got["images"].tolist() == [3]
+    said, _ = speaker(model, "--stored_fps", "2", "--fps", "2", "--frames", "3")
+    said.answer(f"<image:{many / '10.png'},{one}>Output:")
+    assert levels(model) == [[240, 80]]
+    said.forget()
+    said.answer(f"<image:{many}>Output:")
+    assert levels(model) == [[0, 80, 160]]
+    (tmp_path / "clip.mp4").write_bytes(b"0")
+    for name, message in (
+        (none, "none> is no picture or video that can be read: .*no frames"),
+        (" , ", "no frames"),
+        (tmp_path / "clip.mp4", "clip.mp4': videos of form mp4 are not read; give a gif"),
+        (f"{one},{tmp_path / 'gone.png'}", "No such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            said.answer(f"<image:{name}>Output:")
+    with pytest.raises(UserError, match="--fps is 0.0, expected more than 0"):
+        speaker(model, "--fps", "0")
 
 
 def test_a_run_says_what_its_logits_say(tmp_path, capsys):

@@ -13,7 +13,8 @@ import pytest
 from mmjax.core import tree
 from mmjax.core.errors import UserError
 from mmjax.core.sharding import RULES
-from mmjax.layers import split_axes, unstack_params
+from mmjax.layers import LayerNorm, Mlp, split_axes, unstack_params
+from mmjax.layers.decoder import DecoderAttention
 from mmjax.models import flamingo
 from mmjax.models.flamingo import check_images
 from mmjax.models.gated_xattn import GatedCrossAttention
@@ -32,6 +33,7 @@ FIELDS = {
     "lm": {"vocab": VOCAB - 2, "length": 16, "width": 16, "depth": 3, "heads": 2, "mlp": 24},
     **{"every": 2, "image_token": IMAGE, "new_tokens": 2, "size": 16},
 }
+VANILLA = {"form": "vanilla", "heads": 2, "head_width": 6}
 PIXELS = jnp.asarray(normal("pixels", (2, 2, 1, 16, 16, 3)))
 TWO = jnp.array([2, 2])
 
@@ -208,8 +210,38 @@ def test_a_cache_gives_what_the_whole_text_gives(params, rows, whole):
         assert deviation(later[:, row], whole[row, n : n + 5]) < 1e-5
 
 
+def test_plain_cross_attention_stands_within_a_block(rows):
+    """Between its self-attention and its feed-forward network, by their own modules; and with a cache."""
+    model = tiny(lm={"depth": 1}, every=1, xattn=VANILLA)
+    params = drawn(model.init)
+    assert set(params["xattn"]["blocks"]) == {"norm1", "norm_media", "attn"}
+
+    @jax.jit
+    def by_hand(params):
+        own = jax.tree.map(lambda x: x[0], {"xattn": params["xattn"]["blocks"], "lm": params["lm"]["blocks"]})
+        x = model.lm.apply(model.language(params), rows, jnp.arange(11)[None], method="embed")
+        norm = lambda name, x: LayerNorm(1e-5).apply({"params": own["lm"][name]}, x)
+        x = x + DecoderAttention(2).apply({"params": own["lm"]["attn"]}, norm("norm1", x))[0]
+        mask = model.mask(*model.index(rows), 2, 3, TWO)
+        x = model.xattn.apply({"params": own["xattn"]}, x, model.media(params, PIXELS), mask)
+        x = x + Mlp(24, "gelu_tanh").apply({"params": own["lm"]["mlp"]}, norm("norm2", x))
+        return model.head(params, model.lm.apply(model.language(params), x, method="finish"))
+
+    @jax.jit
+    def both(params):
+        forward, cache = model.begin(params, rows, 11, PIXELS, TWO)
+        return model(params, rows, pixels=PIXELS, images=TWO), forward(rows, jnp.zeros(2, jnp.int32), cache)[0]
+
+    want = np.asarray(by_hand(params))
+    for got in both(params):
+        assert deviation(got, want) < 1e-5
+
+
+EVERY_WAY = [{"first": 1}, {"attend": "previous"}, {"end_token": END}, {"every": 7}, {"lm": {"remat": "full"}}]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"first": 1}, {"attend": "previous"}, {"end_token": END}, {"every": 7}, {"lm": {"remat": "full"}}])
+@pytest.mark.parametrize("how", [*EVERY_WAY, {"first": 1, "xattn": VANILLA}, {"xattn": VANILLA, "lm": {"remat": "dots"}}])
 def test_every_way_cached_and_unrolled(how, rows):
     """Each option with scanned, unrolled and cached agreeing; gradients too under remat."""
     how = {**how, "lm": {"depth": 5, **how.get("lm", {})}}
@@ -304,6 +336,8 @@ def test_messages_name_the_sample_and_text_alone_passes(rows):
         ({"first": 2}, "first is 2, expected 0 to 1"),
         ({"every": 9, "first": 6}, "no cross-attention: first is 6, and the language model has 3 blocks"),
         ({"attend": "all"}, "attend is 'all'"),
+        ({"xattn": {**VANILLA, "place": "inside"}}, "xattn.place is 'inside'"),
+        ({"xattn": VANILLA, "lm": {"residual": "parallel"}}, "xattn.place is 'within', and the language model's branches are parallel"),
         ({"image_token": 19}, "image_token is 19; with new tokens the vocabulary has 0 to 18"),
         ({"xattn": {"form": "flamingos"}}, "xattn.form is 'flamingos'; did you mean 'flamingo'"),
         ({"xattn": {"form": "flamingo"}}, "config.model.xattn has no key 'heads'"),
@@ -341,6 +375,10 @@ def test_published_sizes():
     models = {name: flamingo.build({"variant": name}) for name in flamingo.VARIANTS}
     seen = {name: m.blocks * count(m.xattn, (3, m.lm.width), (3, m.resampler.width)) for name, m in models.items()}
     assert seen == XATTN
+    # Alayrac et al. 2022, table 3, row iv: without gates and dense layers 2.4 billion parameters are left of 3.2.
+    m = flamingo.build({"variant": "flamingo-3b", "xattn": {**VANILLA, "heads": 16, "head_width": 128}})
+    plain = m.blocks * count(m.xattn, (3, m.lm.width), (3, m.resampler.width))
+    assert seen["flamingo-3b"] - plain == 24 * (8 * 2048**2 + 2 * 2048 + 2)
     forms = {name.split("-")[0]: m.resampler for name, m in models.items()}
     assert {form: count(module, (4, module.width)) for form, module in forms.items()} == RESAMPLER
 

@@ -109,6 +109,11 @@ def test_what_is_written_is_as_likely_as_its_score_says(packed):
     got = task.predict["generate"](params, prompts, jax.random.key(0), lengths=lengths, max_new_tokens=6)
     known = task.predict["log_likelihood"](params, prompts, np.asarray(got.tokens)[:, None], np.full((3, 1), 6), lengths=lengths)
     np.testing.assert_allclose(known[:, 0], got.scores, rtol=1e-4)
+    apart = task.predict["unrolled"](params)
+    again = task.predict["generate"](apart, prompts, jax.random.key(0), lengths=lengths, max_new_tokens=6)
+    np.testing.assert_array_equal(got.tokens, again.tokens)
+    where = lambda tree: [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+    assert where(task.predict["unrolled"](apart)) == where(apart)  # the same arrays, no copies
 
 
 @pytest.mark.parametrize(
