@@ -33,6 +33,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("--pipeline and --workdir are both given; a pipeline's file names its workdirs")
     pipeline = open_pipeline(args.pipeline, args.overrides)
     how = ablation(pipeline, args.embedding or "prior", not args.no_words)
+    for what in [f for f, asks in (("--candidates", (args.candidates or 1) > 1), ("--report", args.report)) if asks]:
+        pipeline.need_sight(what)
     asked = attributes.prompts(args.prompts or COUNT)
     runner, stages = load(pipeline, args.batch_size, args.seed)
     pictures = draw(pipeline, runner, asked, **how, count=args.candidates or 1)
@@ -54,6 +56,8 @@ def ablation(pipeline: Pipeline, embedding: str, words: bool) -> dict[str, Any]:
     """
     if embedding not in EMBEDDINGS:
         raise UserError(f"--embedding is {embedding!r}{suggest(embedding, EMBEDDINGS)}")
+    if embedding == "image":
+        pipeline.need_sight("--embedding image")
     if embedding == "prior" and "prior" not in pipeline.stages:
         raise UserError(f"--pipeline '{pipeline.file}' lacks the stage 'prior'; add it, or decode without one: --embedding text")
     if embedding == "nothing" and not (words and pipeline.chain.words):

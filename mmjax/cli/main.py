@@ -284,11 +284,23 @@ def _labels(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of class numbers such as 0,3,7") from None
 
 
+def _dims(text: str) -> list[int]:
+    try:
+        out = [int(x) for x in text.split(",")]
+    except ValueError:
+        out = [-1]
+    if min(out) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of components such as 5,20,80")
+    return out
+
+
 def _sample(verbs: Any) -> None:
     about = "Draw pictures with a trained run: DIR/00000.png, ..., DIR/grid.png, and DIR/samples.json, written last."
     sample = _raw(verbs, "sample", SAMPLE, help="draw pictures with a run", description=about)
     sample.add_argument("--workdir", metavar="DIR", help="a run's workdir")
-    sample.add_argument("--pipeline", metavar="FILE", help="in place of it, the stages of unCLIP: JSON, see docs/unclip.md")
+    sample.add_argument(
+        "--pipeline", metavar="FILE", help="in place of it, the stages of unCLIP: JSON, or a published folder; see docs/unclip.md"
+    )
     sample.add_argument("--step", type=int, help="which checkpoint; default the newest")
     _ema_std(sample)
     sample.add_argument("--num", type=int, metavar="N", help="pictures; default 64, of a pipeline one a prompt, or 8")
@@ -312,6 +324,13 @@ def _sample(verbs: Any) -> None:
     chain.add_argument(
         "--text-diff", "--text_diff", nargs=3, metavar=("IMG", "FROM", "TO"), help="a picture changed from one caption to another"
     )
+    chain.add_argument(
+        "--pca-of",
+        "--pca_of",
+        metavar="IMG",
+        help="what the leading principal components of its embedding alone say, one picture each --dims",
+    )
+    chain.add_argument("--dims", type=_dims, metavar="K,K,...", help="how many components; default 1 and doubling up to all")
     chain.add_argument(
         "--embedding", metavar="WHAT", help="the decoder is given: prior (default), text (the caption's own), nothing (its words)"
     )

@@ -11,7 +11,10 @@ JSON, folders relative to the file's own:
 
 `clip` and `decoder` must be there; without `prior` a caption's own embedding can be decoded; `upsamplers` may be left out. A stage is a
 workdir, or published weights as mmjax.from_pretrained reads them (a folder or a file), or an object of `path`, `step` (a checkpoint, by
-default the newest), `set` (config keys to set) and `component` (of a published pipeline's folder).
+default the newest), `set` (config keys to set), `component` (of a published pipeline's folder) and `image` (of a `clip` that is a text
+encoder alone, where its image tower lies).
+
+In place of a file stands a folder of unCLIP as others publish it: diffusers', or Karlo's own files.
 """
 
 import dataclasses
@@ -36,7 +39,10 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.tasks.unclip import Chain, resized
 
 REQUIRED = ("clip", "decoder")
-KEYS = ("path", "step", "set", "component")
+KEYS = ("path", "step", "set", "component", "image")
+INDEX = "model_index.json"  # of diffusers' folder
+FOLDERS = ("text_encoder", "decoder", "text_proj")  # that it must have
+FILES = {"clip": "ViT-L-14.pt", "prior": "prior-ckpt*", "decoder": "decoder-ckpt*", UPSAMPLERS: "*sr-ckpt*"}  # of Karlo's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +83,33 @@ class Pipeline:
             decoder=predict(decoder),
             upsamplers=tuple(map(predict, self.upsamplers)),
             size=decoder.size,
-            prepare=prepare(clip.config),
+            prepare=prepare(clip.config) if self.sees else lambda pictures: self.need_sight("this"),
             words=decoder.words,
             prior_words="" if prior is None else prior.words,
             told=decoder.told,
             prior_told=() if prior is None else prior.told,
             empty=self._empty,
-            judged=next((i for i, size in enumerate(sizes) if size >= clip.size), len(sizes) - 1),
+            end=self.tokenizer.end,
+            judged=next((i for i, size in enumerate(sizes) if self.sees and size >= clip.size), len(sizes) - 1),
         )
+
+    @property
+    def sees(self) -> bool:
+        """Whether CLIP has an image tower; without one captions are drawn, and nothing that begins with a picture or ends in a choice."""
+        return "encode_image" in self.stages["clip"].task.predict
+
+    def need_sight(self, what: str) -> None:
+        """Raises UserError where `what`, which asks CLIP about pictures, cannot be done."""
+        if not self.sees:
+            raise UserError(
+                f"{what} asks CLIP about pictures, and '{self.stages['clip'].path}' holds its text encoder alone: put its image tower into "
+                "the folder as image_encoder, or name a whole CLIP as clip in a pipeline's file"
+            )
 
     @property
     def _empty(self) -> Array | None:
         """Published stages were trained with the empty text's features where there was no caption."""
-        if not any(stage.published is not None and stage.words == "features" for stage in self.stages.values()):
+        if not any(stage.others for stage in self.stages.values()):
             return None
         return jnp.asarray(self.tokenizer.encode([""], self.length))
 
@@ -183,14 +203,44 @@ def words_of_clip(stages: Mapping[str, Stage]) -> Tokenizer:
     raise UserError(f"'{stages['clip'].path}': its set has no tokenizer; name one with clip.data.tokenizer=FILE")
 
 
+def of_folder(folder: Path) -> dict[str, Any]:
+    """What a pipeline file of a published folder would say.
+
+    Raises:
+      UserError: it is none, or lacks a part.
+    """
+    there = lambda name: (folder / name).is_dir()
+    if (folder / INDEX).is_file():
+        lacking = [name for name in FOLDERS if not there(name)]
+        if there("super_res_first") != there("super_res_last"):
+            lacking.append("super_res_last" if there("super_res_first") else "super_res_first")
+        if lacking:
+            raise UserError(f"--pipeline '{folder}' lacks the folder '{lacking[0]}', of those that diffusers' unCLIP has")
+        part = lambda component, **more: {"path": folder.name, "component": component, **more}
+        image = {"image": str(Path(folder.name) / "image_encoder")} if there("image_encoder") else {}
+        out = {"clip": part("text_encoder", **image), "decoder": part("decoder")}
+        out |= {"prior": part("prior")} if there("prior") else {}
+        return out | ({UPSAMPLERS: [part("super_res")]} if there("super_res_first") else {})
+    found = {role: sorted(folder.glob(pattern)) for role, pattern in FILES.items()}
+    wrong = [role for role, files in found.items() if len(files) != 1 and (files or role in REQUIRED)]
+    if wrong:
+        files = ", ".join(path.name for path in found[wrong[0]]) or "none"
+        raise UserError(
+            f"--pipeline '{folder}' is a folder, and neither diffusers' (no {INDEX}) nor Karlo's: of {FILES[wrong[0]]}, its {wrong[0]}, it "
+            f"has {files}; give a pipeline's file"
+        )
+    one = {role: str(Path(folder.name) / files[0].name) for role, files in found.items() if files}
+    return {role: [path] if role == UPSAMPLERS else path for role, path in one.items()}
+
+
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """Role -> `path` and the rest of it, of a pipeline file.
+    """Role -> `path` and the rest of it, of a pipeline file or a published folder.
 
     Raises:
       UserError: no such file, no JSON, an unknown key, or a stage that is missing.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = of_folder(file) if file.is_dir() else json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"--pipeline '{file}' cannot be read: {e.strerror}") from None
     except ValueError as e:
@@ -225,7 +275,7 @@ def _spec(file: Path, role: str, given: Any) -> dict[str, Any]:
 def check(stages: Mapping[str, Stage], file: Path) -> None:
     """Raises UserError: another CLIP, widths or lengths that differ, resolutions that do not chain."""
     clip = stages["clip"]
-    for role in [role for role, stage in stages.items() if stage.published is not None and role in ("prior", "decoder")]:
+    for role in [role for role, stage in stages.items() if stage.published and role in ("prior", "decoder") and stage.path != clip.path]:
         print(f"mmjax: {role} '{stages[role].path}' does not say whose embeddings it was trained on; that is left to you", file=sys.stderr)
     width, length = clip.config.model.embed, clip.spec("tokens").shape[1]
     for role in ("prior", "decoder"):
@@ -233,8 +283,8 @@ def check(stages: Mapping[str, Stage], file: Path) -> None:
             continue
         stage = stages[role]
         where = f"--pipeline '{file}': {role} '{stage.path}'"
-        made = {} if stage.published is not None else provenance.models(stage.path)
-        if not made and stage.published is None:
+        made = {} if stage.published else provenance.models(stage.path)
+        if not made and not stage.published:
             raise UserError(
                 f"{where} was not trained on embeddings that mmjax cache stored, so nothing says whose they were; train it on such a set"
             )

@@ -34,6 +34,8 @@ CHAINED = {
     "variations_of": "--variations-of",
     "interpolate": "--interpolate",
     "text_diff": "--text-diff",
+    "pca_of": "--pca-of",
+    "dims": "--dims",
     "embedding": "--embedding",
     "no_words": "--no_words",
     "eta": "--eta",

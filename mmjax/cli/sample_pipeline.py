@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from mmjax.cli import picture_files
 from mmjax.cli.picture_files import levels
 from mmjax.cli.pipeline import Pipeline, open_pipeline
+from mmjax.cli.pipeline_components import Components
 from mmjax.cli.sample import FLAGS, refuse
 from mmjax.core import rng
 from mmjax.core.errors import UserError, suggest
@@ -194,6 +195,7 @@ def check(args: argparse.Namespace) -> None:
         "--variations-of": args.variations_of,
         "--interpolate": args.interpolate,
         "--text-diff": args.text_diff,
+        "--pca-of": args.pca_of,
     }
     given = [flag for flag, value in modes.items() if value]
     if len(given) != 1:
@@ -203,10 +205,13 @@ def check(args: argparse.Namespace) -> None:
         "--variations-of": ("eta",),
         "--interpolate": ("noise",),
         "--text-diff": ("reach",),
+        "--pca-of": ("dims",),
     }
     for flag, names in belongs.items():
         if flag not in given:
             refuse(args, {name: f"--{name}" for name in names}, flag)
+    if args.pca_of:
+        refuse(args, {"num": "--num"}, "another way to draw: --dims says how many pictures there are")
     for name in ("num", "candidates"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}, expected at least 1")
@@ -238,7 +243,10 @@ def plan(pipeline: Pipeline, args: argparse.Namespace) -> Drawing:
     count = args.num or (len(args.prompts) if args.prompts else FRAMES)
     if args.prompts:
         return of_prompts(pipeline, args, count)
-    paths = [args.variations_of] if args.variations_of else args.interpolate or args.text_diff[:1]
+    alone = args.variations_of or args.pca_of
+    paths = [alone] if alone else args.interpolate or args.text_diff[:1]
+    flag = next(flag for flag in ("variations_of", "interpolate", "text_diff", "pca_of") if getattr(args, flag))
+    pipeline.need_sight(f"--{flag.replace('_', '-')}")
     pictures = np.stack([read_picture(path, pipeline.size, pipeline.stages["decoder"].config.model.channels) for path in paths])
     numbers, told = np.arange(count, dtype=np.int32), [{"of": list(map(str, paths))} for _ in range(count)]
     spread = lambda given: Given(*(None if x is None else np.repeat(x[:1], count, axis=0) for x in given))
@@ -250,6 +258,8 @@ def plan(pipeline: Pipeline, args: argparse.Namespace) -> Drawing:
         share, noise = np.linspace(0, 1, count, dtype=np.float32), args.noise or unclip.NOISES[0]
         draw = lambda r: r.between(r.of_pictures(pictures, noise == "interpolated"), count, noise)[0]
         return Drawing(draw, [{**t, "share": float(s), "noise": noise} for t, s in zip(told, share, strict=True)])
+    if args.pca_of:
+        return of_components(Components.of(pipeline), pictures, args.dims, told[0])
     tokens = _told(pipeline, args.text_diff[1:])
     share = np.linspace(0, REACH if args.reach is None else args.reach, count, dtype=np.float32)
 
@@ -264,6 +274,26 @@ def plan(pipeline: Pipeline, args: argparse.Namespace) -> Drawing:
     return Drawing(draw, [{**t, **texts, "share": float(s)} for t, s in zip(told, share, strict=True)])
 
 
+def of_components(components: Components, pictures: np.ndarray, dims: Sequence[int] | None, told: dict[str, Any]) -> Drawing:
+    """What the leading principal components alone say of a picture, by the decoder's own sampler with one seed for all (section 3.4).
+
+    Raises:
+      UserError: more components than there are.
+    """
+    dims = components.halves() if dims is None else dims
+    if max(dims) > components.kept:
+        raise UserError(f"--dims has {max(dims)}, and there are {components.kept} principal components ({components.whose})")
+    same = np.zeros(len(dims), np.int32)
+
+    def draw(r: Runner) -> np.ndarray:
+        pca, given = components.load(r.params), r.of_pictures(pictures, noise=False)
+        given = given._replace(embedding=np.asarray(components.read(given.embedding)))
+        parts = [np.asarray(unclip.partial(pca, given, k).embedding, np.float32) for k in dims]
+        return r.enlarge(r.decode(Given(np.concatenate(parts)), same), same)
+
+    return Drawing(draw, [{**told, "dims": k, "components": components.whose} for k in dims])
+
+
 def of_prompts(pipeline: Pipeline, args: argparse.Namespace, count: int) -> Drawing:
     """Pictures of prompts, gone through in turn."""
     embedding = args.embedding or unclip.EMBEDDINGS[0]
@@ -272,6 +302,8 @@ def of_prompts(pipeline: Pipeline, args: argparse.Namespace, count: int) -> Draw
     if embedding == "nothing" and (args.no_words or not pipeline.chain.words):
         why = "--no_words leaves out its words" if args.no_words else "the decoder was trained without captions"
         raise UserError(f"--embedding nothing: the decoder would be told nothing at all, for {why}")
+    if (args.candidates or 1) > 1:
+        pipeline.need_sight("--candidates")
     tokens = _told(pipeline, args.prompts)
     which = np.arange(count) % len(args.prompts)
     draw = lambda r: r.texts_to_images(tokens[which], embedding=embedding, words=not args.no_words, count=args.candidates or 1)

@@ -3,6 +3,7 @@
 Fields and paths of parameters are those of task "diffusion_prior", so `init_from` takes what is imported here.
 """
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.convert import diffusers_config, pieces, schedulers
+from mmjax.convert import diffusers_config, pieces, schedulers, torch_file
 from mmjax.convert.diffusion import by_shapes, rooted
 from mmjax.convert.family import Family, Fields, Target, compiled, finished
 from mmjax.convert.family import Model as Built
 from mmjax.convert.layout import Layout, Model
-from mmjax.convert.rules import Rule, constant, reshape, under
+from mmjax.convert.rules import Rule, constant, identity, reshape, under
 from mmjax.convert.source import Source
 from mmjax.convert.unet import joined
 from mmjax.core.config import with_variant
@@ -25,6 +26,7 @@ from mmjax.models import prior
 from mmjax.models.clip import TEXT_TOWERS, tower
 
 HEAD_WIDTH = 64  # of Karlo's, where a state dict does not say
+STATISTICS = "_stats.th"  # how the name ends of the file of CLIP's mean and deviation that Karlo publishes (ViT-L-14_stats.th)
 # How Karlo's prior was trained and is sampled: kakaobrain/karlo, configs/prior_1B_vit_l.yaml and karlo/sampler/template.py.
 KARLO = {
     "path": {"name": "discrete", "betas": "cosine", "steps": 1000},
@@ -135,19 +137,38 @@ def karlo_rules(model: Model, names: Collection[str]) -> list[Rule]:
     rules += pieces.dense(f"{at}.attn.c_proj", f"{to}/attn/out") + pieces.mlp(f"{at}.mlp", f"{to}/mlp", "c_fc", "c_proj")
     rules += pieces.norm(f"{at}.ln_1", f"{to}/norm1") + pieces.norm(f"{at}.ln_2", f"{to}/norm2")
     rules += pieces.norm("final_ln", "norm") if net.norm else []
-    return rooted("prior", under("model.", rules))
+    given = [Rule(f"clip_{name}", f"statistics/{name}", identity) for name in ("mean", "std")] if model.get("statistics") else []
+    return rooted("prior", under("model.", rules)) + given
+
+
+def _with_statistics(source: Source) -> Source:
+    """With mean and deviation of CLIP's embeddings, which Karlo publishes in a file of their own, if one lies beside the weights.
+
+    Raises:
+      UserError: several such files, or one that holds something else.
+    """
+    found = sorted(source.folder.glob(f"*{STATISTICS}"))
+    if not found:
+        return source
+    if len(found) > 1:
+        raise UserError(f"{source.folder}: {len(found)} files *{STATISTICS}; leave the one of the prior's CLIP")
+    pair, width = torch_file.read(found[0]), source.tensors["model.clip_img_proj.weight"].shape[-1]
+    if set(pair) != {"0", "1"} or any(x.shape != (width,) for x in pair.values()):
+        raise UserError(f"{found[0]}: expected two tensors of {width} numbers, mean and deviation of CLIP's embeddings")
+    return dataclasses.replace(source, tensors={**source.tensors, "clip_mean": pair["0"], "clip_std": pair["1"]})
 
 
 @by_shapes
 def _karlo(source: Source) -> dict[str, Any]:
-    """From shapes. `variant` may say heads, which they do not; the statistics of embeddings are published apart, so there are none."""
+    """From shapes. `variant` may say heads, which they do not."""
     shape = lambda name: source.tensors[f"model.{name}"].shape
     _, places, width = shape("positional_embedding")
     given = source.variant if isinstance(source.variant, Mapping) else {}
     fields = {"embedding": shape("out_proj.weight")[0], "width": width, "length": places - 4}
     fields |= {"heads": given.get("heads", max(1, width // HEAD_WIDTH)), "norm": "model.final_ln.weight" in source.tensors}
     depth = len({name.split(".")[3] for name in source.tensors if ".resblocks." in name})
-    return {"model": {**_model({**fields, "depth": depth}, statistics=False), **KARLO, "sampler": {**KARLO["sampler"], **SAMPLED}}}
+    known = "clip_mean" in source.tensors
+    return {"model": {**_model({**fields, "depth": depth}, statistics=known), **KARLO, "sampler": {**KARLO["sampler"], **SAMPLED}}}
 
 
 ORIGINAL = Layout(
@@ -157,6 +178,7 @@ ORIGINAL = Layout(
     _karlo,
     karlo_rules,
     told=True,
+    join=_with_statistics,
 )
 LAYOUTS = (DIFFUSERS, ORIGINAL)
 

@@ -23,6 +23,7 @@ READERS = {
     ".npz": npz.read,
     ".pt": torch_file.read,
     ".pth": torch_file.read,
+    ".ckpt": torch_file.read,
     ".bin": torch_file.read,
 }
 JSONS = (
@@ -97,7 +98,10 @@ def open_source(path: str | Path, component: str | None = None, variant: str | M
         jsons |= {scheduler.name: _json(scheduler)} if scheduler.is_file() else {}
     elif component is not None and folder == (path if path.is_dir() else path.parent):
         tensors = _part(weights, tensors, component)
-    words = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))  # a pipeline's, beside its text encoder
+    seen = folder.with_name("feature_extractor") / "preprocessor_config.json"  # a pipeline's, beside its image encoder
+    if folder.name == "image_encoder" and seen.is_file():
+        jsons[seen.name] = _json(seen)
+    words = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))  # and its text encoder
     return Source(weights, folder, tensors, jsons, words if words.is_dir() else None, variant)
 
 

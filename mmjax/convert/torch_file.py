@@ -1,4 +1,4 @@
-"""PyTorch's .pt, .pth and .bin: a zip of one pickle, read as data (`pickles`), and one uncompressed entry a storage, mapped.
+"""PyTorch's .pt, .pth, .ckpt and .bin: a zip of one pickle, read as data (`pickles`), and one uncompressed entry a storage, mapped.
 
 State dicts, training checkpoints with one inside, and TorchScript archives such as OpenAI's.
 """
@@ -38,7 +38,7 @@ _MAX_MODULES = 1_000_000
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by their names in the state dict, none read yet.
+    """The tensors of a file by their names in the state dict, of a row of tensors by their places in it ("0", "1"); none read yet.
 
     Raises:
       UserError: a file of before PyTorch 1.6, one whose pickle does more than describe tensors, or a damaged one.
@@ -62,6 +62,8 @@ def read(path: Path) -> dict[str, Tensor]:
 def _state_dict(top: Any, path: Path) -> Iterator[tuple[str, TensorView]]:
     if isinstance(top, Object):
         return _walk(top)
+    if isinstance(top, tuple | list) and top and all(isinstance(view, TensorView) for view in top):
+        return ((str(i), view) for i, view in enumerate(top))
     for wrapper in WRAPPERS:
         if isinstance(top, Mapping) and isinstance(top.get(wrapper), Mapping | Object):
             return _state_dict(top[wrapper], path)

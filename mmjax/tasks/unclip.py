@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmjax.core import rng
 from mmjax.core.errors import UserError, suggest
@@ -47,7 +47,9 @@ class Chain:
       words: of WORDS: what the decoder takes of the caption.
       prior_words: the same of the prior.
       told, prior_told: what they take beside: "text_embedding", the caption's own, and "mask", which of its tokens are no padding.
-      empty: tokens of the empty text, where its features stand for no caption in guidance (Karlo); None for zeros.
+      empty: tokens of the empty text, where its features stand for no caption (Karlo), in guidance as well as of a picture that comes
+        without; None for zeros.
+      end: the token after a caption's last; what follows is padding, whichever token fills it. None: zeros at the end are.
       judged: so many upsamplers are run before CLIP chooses among candidates: those that it needs to see them at its own size.
     """
 
@@ -62,6 +64,7 @@ class Chain:
     told: tuple[str, ...] = ()
     prior_told: tuple[str, ...] = ()
     empty: Int[Array, "1 L"] | None = None
+    end: int | None = None
     judged: int = 0
 
 
@@ -103,20 +106,28 @@ def caption_words(chain: Chain, params: Params, tokens: Int[Array, "B L"], kind:
     return tokens if kind == "tokens" else chain.clip["token_features"](params["clip"], tokens)
 
 
+def real_words(chain: Chain, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+    """Which tokens are no padding: up to the end token, which some tokenizers pad with too."""
+    if chain.end is None:
+        return not_padding(tokens)
+    ends = (tokens == chain.end).astype(jnp.int32)
+    return jnp.cumsum(ends, axis=1) - ends == 0
+
+
 def beside_words(chain: Chain, params: Params, tokens: Int[Array, "B L"], *, prior: bool) -> dict[str, Any]:
     """What the prior or the decoder takes of a caption beside its words, by the names of arguments."""
     kind, told = (chain.prior_words, chain.prior_told) if prior else (chain.words, chain.told)
     encode = lambda tokens: chain.clip["encode_text"](params["clip"], tokens)
     out: dict[str, Any] = {}
     if "mask" in told:
-        out["mask"] = not_padding(tokens)
+        out["mask"] = real_words(chain, tokens)
     if "text_embedding" in told:
         out["text_embedding"] = encode(tokens)
     if chain.empty is not None and kind == "features":
         empty = jnp.broadcast_to(chain.empty, tokens.shape)
         out["null"] = {"context": caption_words(chain, params, empty, kind)}
         out["null"] |= {"text_embedding": encode(empty)} if prior or "text_embedding" in told else {}
-        out["null"] |= {"mask": not_padding(empty)} if "mask" in told else {}
+        out["null"] |= {"mask": real_words(chain, empty)} if "mask" in told else {}
     return out
 
 
@@ -126,6 +137,13 @@ def captioned(chain: Chain, params: Params, given: Given, tokens: Int[Array, "B 
     if words is None and "text_embedding" not in chain.told:
         return given
     return given._replace(words=words, beside=beside_words(chain, params, tokens, prior=False))
+
+
+def uncaptioned(chain: Chain, params: Params, given: Given, count: int) -> Given:
+    """Of pictures without a caption: with the empty one, where stages know no other nothing."""
+    if given.words is not None or chain.empty is None or chain.words != "features":
+        return given
+    return captioned(chain, params, given, jnp.broadcast_to(chain.empty, (count, chain.empty.shape[1])))
 
 
 def of_caption(
@@ -165,7 +183,9 @@ def of_pictures(chain: Chain, params: Params, pictures: Pictures, *, invert: boo
     embedding = encode_pictures(chain, params, pictures)
     if not invert:
         return Given(embedding)
-    return Given(embedding, None, chain.decoder["invert"](params["decoder"], resized(pictures, chain.size), embedding))
+    told = uncaptioned(chain, params, Given(embedding), len(pictures))
+    words = {} if told.words is None else {"words": told.words, **{k: x for k, x in told.beside.items() if k != "null"}}
+    return Given(embedding, None, chain.decoder["invert"](params["decoder"], resized(pictures, chain.size), embedding, **words))
 
 
 def interpolated(a: Given, b: Given, share: Float[Array, "B"], noise: str = "interpolated") -> Given:
@@ -211,7 +231,7 @@ def decode(chain: Chain, params: Params, given: Given, keys: Key[Array, "B"], *,
         decoder's own sampler.
     """
     how = {} if eta is None else {"sampler": {**PLAIN, "options": {"eta": eta}}}
-    own = _named(keys, "decoder")
+    own, given = _named(keys, "decoder"), uncaptioned(chain, params, given, keys.shape[0])
     return chain.decoder["embedding_to_image"](
         params["decoder"], given.embedding, given.words, own, noise=given.noise, **(given.beside or {}), **how
     )

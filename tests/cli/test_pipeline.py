@@ -1,6 +1,7 @@
 """`mmjax sample --pipeline`: what does not fit is refused before anything is computed, notices are given, and every mode draws."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mmjax.cli import cache, pipeline, pipeline_stage
 from mmjax.cli.main import main
+from mmjax.cli.pipeline_components import Components
 from mmjax.cli.program import assemble
 from mmjax.cli.sample_pipeline import Runner
 from mmjax.cli.train import slim
@@ -22,6 +24,7 @@ from mmjax.data import provenance, store
 from mmjax.data import tokenizer as tokenizers
 from mmjax.data.provenance import Remembered
 from mmjax.data.scenes.builder import TOKENIZER
+from mmjax.diffusion import embeddings
 from mmjax.tasks import unclip
 from tests.data.test_rows_of_captions import META, written
 from tests.runs import ROOT
@@ -58,7 +61,9 @@ def chain(tmp_path_factory):
     words = tokenizers.load(TOKENIZER)
     with pytest.MonkeyPatch.context() as m:
         m.setitem(META["model"], "fingerprint", mark)
-        written(root / "pairs" / "train", [words.encode([PROMPT, "a green square"], 24)])
+        draw = np.random.default_rng(5)
+        rows = words.encode([PROMPT, "a green square"], 24)
+        written(root / "pairs" / "train", [rows] * 40, embedding=draw.normal(size=(40, 16)).astype(np.float32))
     store.write_words(root / "pairs" / "train", "tokens", words)
     for name, spec in STAGES.items():
         made(root / name, spec, f"data.path={root / 'pairs'}")
@@ -149,6 +154,31 @@ def test_flags_and_pictures_that_do_not_fit(chain, tmp_path, capsys):
     assert "begins with a stage's name; did you mean 'prior'" in refused(capsys, *base, "--prompt", PROMPT, "prio.model.x=1")
 
 
+def test_components_are_those_of_the_prior(chain, tmp_path, capsys):
+    """Of its training set, which must be there and of the same CLIP, or, of an autoregressive one, what it holds."""
+    file = file_of(chain, tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    base = ("--pipeline", file, "--out", tmp_path / "out", "--pca-of", tmp_path / "a.png")
+    assert "--dims has 99, and there are 16 principal components (of 40 embeddings of the set" in refused(capsys, *base, "--dims", "3,99")
+    assert "--num goes with another way to draw" in refused(capsys, *base, "--num", "3")
+    assert "--dims goes with --pca-of" in refused(capsys, *base[:4], "--prompt", PROMPT, "--dims", "3")
+    gone = refused(capsys, *base, f"prior.data.path={tmp_path / 'nowhere'}")
+    assert f"that set, which lay at '{chain / 'pairs'}', cannot be read" in gone and "prior.data.path=DIR" in gone
+    opened = pipeline.open_pipeline(file)
+    found = Components.of(opened)
+    rows = np.stack([found.source[i]["embedding"] for i in range(40)]).astype(np.float64)
+    want = embeddings.fit_pca(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    assert found.halves() == [1, 2, 4, 8, 16] and found.kept == 16
+    np.testing.assert_allclose(found.load({}).mean, want.mean, atol=1e-6)
+    np.testing.assert_allclose(found.load({}).eigenvalues, want.eigenvalues, atol=1e-6)
+    config = config_lib.load(str(CONFIGS / "chain.py:ar_prior:smoke"), ())
+    stages = {**opened.stages, "prior": dataclasses.replace(opened.stages["prior"], config=config)}
+    own = Components.of(dataclasses.replace(opened, stages=stages))
+    assert own.kept == 4 and own.unit and own.halves() == [1, 2, 4]
+    held = own.load({"prior": {"pca": want._asdict()}})
+    np.testing.assert_array_equal(held.directions, want.directions)
+
+
 def test_prompts_that_are_cut_or_new_are_told(chain, tmp_path):
     opened = pipeline.open_pipeline(file_of(chain, tmp_path))
     rows, said = opened.tokens([PROMPT, "a zebra", "a red circle and " * 9])
@@ -177,7 +207,7 @@ def test_published_weights_are_a_stage_too(chain, tmp_path, capsys):
     capsys.readouterr()
     own, other = (pipeline.open_pipeline(file_of(chain, tmp_path, prior=p)).stages["prior"] for p in ("prior", str(tmp_path / "weights")))
     assert "prior 'weights' does not say whose" in capsys.readouterr().err.replace(f"{tmp_path}/", "")
-    assert other.published is not None and (other.words, other.told) == (own.words, own.told)
+    assert other.published and (other.words, other.told) == (own.words, own.told)
     want, got = own.load()[2], other.load()[2]
     jax.tree.map(np.testing.assert_array_equal, dict(want), dict(got))
 
@@ -207,6 +237,9 @@ def test_every_mode_draws(chain, tmp_path, capsys):
     assert draw("variations", "--variations-of", first, "--num", "2", "--eta", "0.5") == 0
     assert draw("between", "--interpolate", first, second, "--num", "3") == 0
     assert draw("fixed", "--interpolate", first, second, "--num", "3", "--noise", "fixed") == 0
+    assert draw("components", "--pca-of", first, "--dims", "0,4,16") == 0
+    told = json.loads((tmp_path / "components" / "samples.json").read_text())["pictures"]
+    assert [one["dims"] for one in told] == [0, 4, 16] and "40 embeddings" in told[0]["components"]
     assert draw("diff", "--text-diff", first, "a red star", "a blue star", "--num", "2") == 0
     capsys.readouterr()
     assert main(["eval", "--pipeline", str(file), "--prompts", "2", "--report", "--batch_size", "8"]) == 0

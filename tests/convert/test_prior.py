@@ -1,6 +1,7 @@
 """The diffusion prior against diffusers' PriorTransformer and Karlo's (tests/golden/prior.py), and both layouts in and out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 import mmjax
 from mmjax.convert import models, safetensors, schedulers, transfer
 from mmjax.convert import prior as convert
+from mmjax.convert.pretrained import open_checkpoint
 from mmjax.convert.rules import export
 from mmjax.convert.source import open_source
 from mmjax.core import tree
@@ -20,7 +22,8 @@ from mmjax.diffusion import spacing
 from mmjax.tasks import diffusion_prior, diffusion_sampling
 from tests.golden.weights import normal, tensors
 
-with np.load(Path(__file__).parents[1] / "golden" / "prior.npz") as f:
+GOLDENS = Path(__file__).parents[1] / "golden"
+with np.load(GOLDENS / "prior.npz") as f:
     GOLDEN = {name: f[name] for name in f.files}
 SHAPES, CONFIG = json.loads(str(GOLDEN["shapes"])), json.loads(str(GOLDEN["config"]))
 TIMES, MASK = np.float32([3.0, 977.0]), np.asarray([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
@@ -78,6 +81,27 @@ def test_every_tensor_comes_back(loaded):
     form, path, _ = loaded
     done = transfer.check(path, **TOLD[form])
     assert not done.differ and not done.dropped and len(done.equal) == len(weights(form))
+
+
+def test_the_originals_mean_and_deviation_lie_beside_it(tmp_path):
+    """Read without running the pickle, told to diffusers, and not taken where they are of something else."""
+    path = folder("original", tmp_path)
+    stats = tmp_path / "ViT-L-14_stats.th"
+    shutil.copy(GOLDENS / "checkpoints" / "karlo_stats.th", stats)
+    found = mmjax.from_pretrained(path, **TOLD["original"])
+    assert found.config["model"]["statistics"]
+    want = {"mean": normal("clip_mean", (12,)), "std": np.abs(normal("clip_std", (12,)))}
+    for name, x in want.items():
+        np.testing.assert_array_equal(found.params["statistics"][name], x)
+    done = transfer.export_to(path, "hf", tmp_path / "out", **TOLD["original"])
+    assert not done.notes and open_source(tmp_path / "out").tensors["clip_std"].shape == (1, 12)
+    shutil.copy(stats, tmp_path / "B_stats.th")
+    with pytest.raises(UserError, match=r"2 files \*_stats.th"):
+        open_checkpoint(path, **TOLD["original"])
+    (tmp_path / "B_stats.th").unlink()
+    shutil.copy(GOLDENS / "checkpoints" / "openai_state_dict.pt", stats)
+    with pytest.raises(UserError, match="expected two tensors of 12 numbers"):
+        open_checkpoint(path, **TOLD["original"])
 
 
 def test_out_to_diffusers(loaded, tmp_path):

@@ -18,10 +18,10 @@ META = {
 }
 
 
-def written(folder, rows):
-    """A set of token rows."""
+def written(folder, rows, **more):
+    """A set of token rows, and of what else is given, a row a record."""
     writer = store.Writer(folder, {}, len(rows), len(rows))
-    writer.write(0, ({"tokens": row} for row in rows))
+    writer.write(0, ({"tokens": row, **{k: x[i] for k, x in more.items()}} for i, row in enumerate(rows)))
     return writer.finish(META, TOKENIZER)
 
 

@@ -5,7 +5,8 @@
 
 The argument is a clone of kakaobrain/karlo, which is run and not copied. Weights and inputs are made again by tests from their names. Per
 form ("diffusers", "original") `FORM/out`; of diffusers also `scaled`, the same brought back by clip_mean and clip_std, and `config`,
-its config.json; of the original the names and shapes of what `torch.save` holds, behind "model.". diffusers is given a mask, for without
+its config.json; of the original the names and shapes of what `torch.save` holds, behind "model.", and checkpoints/karlo_stats.th, mean
+and deviation of embeddings as Karlo has them beside it. diffusers is given a mask, for without
 one its attention is not even causal.
 
     python tests/golden/prior.py --load FOLDER
@@ -40,8 +41,14 @@ def ours() -> torch.nn.Module:
     return PriorTransformer(**sizes, embedding_dim=EMBEDDING, num_embeddings=WORDS)
 
 
+def statistics() -> None:
+    array = lambda name: torch.from_numpy(normal(name, (EMBEDDING,)))
+    torch.save((array("clip_mean"), array("clip_std").abs()), Path(__file__).parent / "checkpoints" / "karlo_stats.th")
+
+
 @torch.no_grad()
 def main(karlo: str) -> None:
+    statistics()
     out, shapes = {}, {}
     x, t, text, words = inputs()
     mask = torch.tensor(MASK).bool()
