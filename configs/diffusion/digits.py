@@ -89,7 +89,7 @@ def model(kind: str) -> ConfigDict:
     out = {"size": 8, "channels": 1, "network": network, "labels": classes}
     if kind in ("ddpm", "smoke"):
         out |= {"path": COSINE, "prediction": "eps"}
-        out["sampler"] = {"solver": "ddim", "steps": 50, "clip": "static"}
+        out["sampler"] = {"solver": "ddim", "steps": 50, "spacing": "trailing", "clip": "static"}
     elif kind == "edm":
         # sigma_data: of these scans in -1..1
         out |= {"path": {"name": "edm"}, "prediction": "edm", "sigma_data": 0.75, "weighting": {"name": "edm", "sigma_data": 0.75}}
@@ -98,10 +98,10 @@ def model(kind: str) -> ConfigDict:
     else:
         out |= {"path": {"name": "flow"}, "prediction": "velocity", "density": {"name": "logit_normal"}}
         out |= {"time_scale": 1.0 if kind == "dit" else 1000.0}
-        out["sampler"] = {"solver": "euler", "steps": 50, "guidance": 1.5}
+        out["sampler"] = {"solver": "euler", "steps": 50, "spacing": "linspace", "guidance": 1.5}
     if kind == "reflow":
         out |= {"coupling": "pairs", "density": {"name": "uniform"}}  # at the noisy end too, where few steps look
-        out["sampler"] = {"solver": "euler", "steps": 2, "guidance": 1.0}
+        out["sampler"] = {"solver": "euler", "steps": 2, "spacing": "linspace", "guidance": 1.0}
     if kind == "flow_text":
         out["text"] = {"vocab": 640, "length": LENGTH, "width": 64, "depth": 2, "heads": 4, "mlp": 256}
     return ConfigDict(out)

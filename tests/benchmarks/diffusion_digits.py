@@ -35,7 +35,7 @@ from tests.benchmarks.finished_runs import train  # noqa: E402
 
 KINDS = ("ddpm", "flow_class", "flow_text", "edm")
 BUDGETS = (5, 10, 20, 50)  # network evaluations
-# solver -> (steps for so many evaluations, further words); heun looks twice a step but at the last, which needs an even budget one less
+# solver -> steps for so many evaluations; heun looks twice a step but at the last, which needs an even budget one less
 SOLVERS = {
     "ddim": lambda n: n,
     "dpmpp_2m": lambda n: n,
@@ -44,7 +44,6 @@ SOLVERS = {
     "heun": lambda n: (n + 1) // 2,
     "euler_maruyama": lambda n: n,
 }
-SPACING = {"ddpm": "trailing", "edm": "karras"}  # of times; else linspace
 SHOWN = (("decode", {"channels": 1}), ("keep", {"keys": ("image", "label")}))
 SIGNED = (("decode", {"channels": 1}), ("normalize", {"mean": 0.5, "std": 0.5}), ("keep", {"keys": ("image", "label")}))
 DRAW = {"ddpm": "sample", "flow_text": "text_to_image"}  # else class_to_image
@@ -99,8 +98,7 @@ def measure(kind: str, workdir: Path, judge: Path, pictures: int, sweep: bool, d
     out["frechet"] = {}
     for solver, steps in SOLVERS.items():
         for budget in BUDGETS:
-            words = [f"model.sampler.solver={solver}", f"model.sampler.steps={steps(budget)}"]
-            words += [f"model.sampler.spacing={SPACING.get(kind, 'linspace')}", *data]
+            words = [f"model.sampler.solver={solver}", f"model.sampler.steps={steps(budget)}", *data]
             group = {"type": "fid", "split": "train", "transforms": shown(kind), "draw": draw, "n": pictures, "seed": 0}
             group |= {"features": features, "reference": "", "metrics": ("frechet",)}
             found = evaluate(workdir, words, "frechet", group)["frechet_classifier_features"]
