@@ -1,5 +1,6 @@
 """A published folder of unCLIP as one pipeline: what diffusers' UnCLIPPipeline draws of it (tests/golden/karlo_pipeline.py)."""
 
+import argparse
 import dataclasses
 import json
 import shutil
@@ -13,8 +14,8 @@ from PIL import Image
 
 from mmjax.cli import pipeline as pipelines
 from mmjax.cli.main import main
-from mmjax.cli.pipeline_stage import open_stage
-from mmjax.cli.sample_pipeline import load
+from mmjax.cli.pipeline_stage import drop_options, open_stage
+from mmjax.cli.sample_pipeline import load, plan
 from mmjax.convert import safetensors
 from mmjax.core.errors import UserError
 from mmjax.diffusion import walk
@@ -33,7 +34,7 @@ with np.load(ROOT / "karlo_pipeline.npz") as f:
 SHAPES, CONFIGS = json.loads(str(GOLDEN["shapes"])), json.loads(str(GOLDEN["configs"]))
 CLIP = ROOT / "checkpoints" / "hf_clip"
 PROMPTS = ["a red circle!", "two blue stars and one more"]
-STAGES = {"prior": (12,), "decoder": (8, 8, 3), "super_res": (32, 32, 3)}
+STAGES = {"prior": (12,), "decoder": (4, 4, 3), "super_res": (16, 16, 3)}
 
 
 def written(root: Path) -> Path:
@@ -57,10 +58,14 @@ def karlo(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(karlo):
-    """The pipeline, its functions and its weights."""
-    found = pipelines.open_pipeline(karlo)
-    return found, found.chain, load(found, 8, 0)[0].params
+def found(karlo):
+    """The pipeline; no weight is read."""
+    return pipelines.open_pipeline(karlo)
+
+
+@pytest.fixture(scope="module")
+def params(found):
+    return load(found, 8, 0)[0].params
 
 
 def assert_close(got, want, bound=1e-5):
@@ -71,9 +76,10 @@ def start(stage: str) -> jax.Array:
     return jnp.asarray(normal(f"{stage}/start", (2, *STAGES[stage])))
 
 
-def test_captions_are_told_as_diffusers_tells_them(opened):
+@pytest.mark.slow  # every network is compiled
+def test_captions_are_told_as_diffusers_tells_them(found, params):
     """Text encoder, masks, which the end token that pads does not blur, and every network on first look, of nothing and of the captions."""
-    found, chain, params = opened
+    chain = found.chain
     tokens, _ = found.tokens(PROMPTS)
     every = np.concatenate([tokens, np.asarray(chain.empty)])
     np.testing.assert_array_equal(every, GOLDEN["tokens"])
@@ -118,33 +124,49 @@ def refused(capsys, *words) -> str:
     return line
 
 
-def test_what_asks_for_an_image_tower(karlo, tmp_path, capsys):
-    """A folder without one draws captions; the rest is refused before a weight is read, and so is a tower of another CLIP."""
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    base = ("--pipeline", karlo, "--out", tmp_path / "out")
-    for words in (["--prompt", "a", "--candidates", 2], ["--variations-of", tmp_path / "a.png"], ["--pca-of", tmp_path / "a.png"]):
-        said = refused(capsys, *base, *words)
-        assert f"{words[-2]} asks CLIP about pictures" in said and "text encoder alone" in said
-    shutil.copytree(CLIP.with_name("hf_clip_vision_projection"), karlo / "image_encoder")
-    (karlo / "feature_extractor").mkdir()
-    seen = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
-    (karlo / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(seen))
-    try:
-        found = pipelines.open_pipeline(karlo, flags=["model.sampler.solver=ddim"])
-        assert not found.stages["decoder"].config.model.sampler.options  # the variance was another solver's
-        assert found.sees and found.chain.judged == 1 and found.stages["clip"].size == 16
-        np.testing.assert_allclose(found.chain.prepare(jnp.full((1, 16, 16, 3), 0.75)), 1.0)
-        weights = found.stages["clip"].load()[2]
-        assert {"text", "text_proj", "image", "image_proj"} == set(weights)
-        assert jax.eval_shape(found.chain.clip["encode_image"], weights, jnp.zeros((2, 16, 16, 3))).shape == (2, 12)
-    finally:
-        shutil.rmtree(karlo / "image_encoder")
-        shutil.rmtree(karlo / "feature_extractor")
+def test_what_asks_for_an_image_tower(found, karlo, tmp_path, capsys):
+    """A folder without one draws captions; the rest is refused before a weight is read, and so is a tower that does not fit."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    names = ("prompts", "num", "candidates", "embedding", "no_words", "variations_of", "interpolate", "text_diff", "pca_of", "pipeline")
+    asks = lambda **given: plan(found, argparse.Namespace(**{**dict.fromkeys(names), **given}))
+    assert len(asks(prompts=PROMPTS, num=3).told) == 3
+    picture = str(tmp_path / "a.png")
+    for flag, given in (
+        ("--candidates", {"prompts": PROMPTS, "candidates": 2}),
+        ("--variations-of", {"variations_of": picture}),
+        ("--interpolate", {"interpolate": [picture] * 2}),
+        ("--text-diff", {"text_diff": [picture, "a", "b"]}),
+        ("--pca-of", {"pca_of": picture}),
+    ):
+        with pytest.raises(UserError, match=f"{flag} asks CLIP about pictures, and '.*' holds its text encoder alone"):
+            asks(**given)
     file = tmp_path / "pipeline.json"
     towers = {"path": str(karlo), "component": "text_encoder", "image": str(CLIP)}
-    stages = {"clip": towers, "decoder": {"path": str(karlo), "component": "decoder"}}
-    file.write_text(json.dumps(stages))
+    file.write_text(json.dumps({"clip": towers, "decoder": {"path": str(karlo), "component": "decoder"}}))
     assert "'image' is for a text encoder that is published alone" in refused(capsys, "--pipeline", file, "--prompt", "a", "--out", "o")
+
+
+def test_an_image_tower_beside_the_text_encoder(found, karlo, tmp_path):
+    """It sees as the folder's feature extractor says."""
+    beside = shutil.copytree(karlo, tmp_path / "karlo")
+    shutil.copytree(CLIP.with_name("hf_clip_vision_projection"), beside / "image_encoder")
+    (beside / "feature_extractor").mkdir()
+    seen = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    (beside / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(seen))
+    clip = open_stage("clip", beside, pipelines.read(beside)["clip"], (), None)
+    both = dataclasses.replace(found, stages={**found.stages, "clip": clip})
+    assert both.sees and both.chain.judged == 1 and clip.size == 16
+    np.testing.assert_allclose(both.chain.prepare(jnp.full((1, 16, 16, 3), 0.75)), 1.0)
+    weights = clip.load()[2]
+    assert {"text", "text_proj", "image", "image_proj"} == set(weights)
+    assert jax.eval_shape(both.chain.clip["encode_image"], weights, jnp.zeros((2, 16, 16, 3))).shape == (2, 12)
+
+
+def test_another_solver_leaves_options_behind(found):
+    config = found.stages["decoder"].config.copy_and_resolve_references()
+    for solver, left in (("ddpm", {"variance": "learned_range"}), ("ddim", {})):
+        drop_options(config, [f"model.sampler.solver={solver}"])
+        assert config.model.sampler.options.to_dict() == left
 
 
 def test_folders_that_are_none(karlo, tmp_path, capsys):
@@ -168,13 +190,12 @@ def test_folders_that_are_none(karlo, tmp_path, capsys):
         open_stage("prior", tmp_path / "p.json", {"path": "prior.safetensors"}, (), None)
 
 
-def test_a_picture_without_a_caption_has_the_empty_one(opened):
+def test_a_picture_without_a_caption_has_the_empty_one(found):
     """In inversion as in drawing: features of nothing are no zeros where others trained."""
-    _, chain, params = opened
-    seen = []
-    stub = lambda *args, **told: seen.append((args[1:], told)) or jnp.zeros((2, 8, 8, 3))
+    chain, params, seen = found.chain, {"clip": {}, "decoder": {}}, []
+    stub = lambda *args, **told: seen.append((args[1:], told)) or jnp.zeros((2, 4, 4, 3))
     blind = dataclasses.replace(chain, clip=STUB, decoder={"embedding_to_image": stub, "invert": stub}, prepare=lambda x: x)
-    given = unclip.of_pictures(blind, params, jnp.zeros((2, 8, 8, 3)))
+    given = unclip.of_pictures(blind, params, jnp.zeros((2, 4, 4, 3)))
     unclip.decode(blind, params, Given(given.embedding), jax.random.split(jax.random.key(0), 2), eta=0.0)
     (_, inverting), ((_, words, _), drawing) = seen
     want = np.broadcast_to(np.asarray(chain.empty)[..., None], (2, 77, 1))
@@ -184,9 +205,9 @@ def test_a_picture_without_a_caption_has_the_empty_one(opened):
 
 
 @pytest.mark.slow  # every stage is compiled
-def test_pictures_are_those_of_diffusers(opened, monkeypatch):
+def test_pictures_are_those_of_diffusers(found, params, monkeypatch):
     """All of 25, 25 and 7 steps, given the same noise."""
-    found, chain, params = opened
+    chain = found.chain
     tables = {shape: np.stack([normal(f"{name}/noise/{i}", (2, *shape)) for i in range(25)]) for name, shape in STAGES.items()}
     starts = {shape: start(name) for name, shape in STAGES.items()}
     monkeypatch.setattr(walk, "gaussian", lambda keys, step, x: jnp.asarray(tables[x.shape[1:]])[step])
