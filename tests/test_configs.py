@@ -17,7 +17,7 @@ from tests.runs import arrays, metric_lines
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.py"))
 name = lambda p: f"{p.parent.name}/{p.stem}"
-SECONDS = ("clip/digits", "classification/digits")  # the others take half a minute and more to compile
+SECONDS = ("classification/digits",)  # the others take half a minute and more to compile
 CACHED = ("unclip/prior", "unclip/chain")  # that need a trained model's set: tests/tasks/test_priors.py, test_unclip_chain.py
 SMOKE = [p for p in CONFIGS if '"smoke"' in p.read_text() and name(p) not in CACHED]
 SMOKE = [pytest.param(p, marks=[pytest.mark.slow] * (name(p) not in SECONDS)) for p in SMOKE]

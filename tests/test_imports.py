@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "tasks": {"convert", "core", "decoding", "diffusion", "layers", "models", "objectives", "tasks"},
     "convert": {"core", "data", "decoding", "layers", "models", "convert"},
     "bench": {"core", "bench"},
-    "cli": {"core", "data", "decoding", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
+    "cli": {"core", "data", "decoding", "diffusion", "evals", "models", "objectives", "tasks", "convert", "bench", "cli"},
 }
 MAY_IMPORT_FLAX = {"layers", "models"}
 FILES = sorted(ROOT.rglob("*.py"))

@@ -89,7 +89,7 @@ def run(tmp_path, capsys, *words):
     return code, got.out, got.err
 
 
-@pytest.mark.parametrize("case", ["clip-vit-b32-train", "clip-vit-b32-encode"])
+@pytest.mark.parametrize("case", ["clip-vit-b32-train", pytest.param("clip-vit-b32-encode", marks=pytest.mark.slow)])
 def test_a_case_against_a_peer(case, tmp_path, capsys, small, peer_script):
     peer_script(HONEST)
     code, out, err = run(tmp_path, capsys, case, *SMALL, "--peer_python", sys.executable)
@@ -239,9 +239,8 @@ def test_roofline():
     assert "bound" not in measure.roofline(measure.Work(200, None), 4.0, 100.0, 10.0)
 
 
-@pytest.mark.parametrize(
-    ("case", "sizes"), [pytest.param("ddpm-cifar10-train", SMALL_UNET, marks=pytest.mark.slow), ("dit-b4-train", SMALL_DIT)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "sizes"), [("ddpm-cifar10-train", SMALL_UNET), ("dit-b4-train", SMALL_DIT)])
 def test_diffusion_against_a_peer(case, sizes, tmp_path, capsys, small, peer_script):
     words = (case, *sizes, *TINY, "--peer_python", sys.executable)
     peer_script(DENOISES.replace("SCALE", "1"), "diffusion.py")

@@ -87,7 +87,7 @@ def test_the_originals_mean_and_deviation_lie_beside_it(tmp_path):
     """Read without running the pickle, told to diffusers, and not taken where they are of something else."""
     path = folder("original", tmp_path)
     stats = tmp_path / "ViT-L-14_stats.th"
-    shutil.copy(GOLDENS / "checkpoints" / "karlo_stats.th", stats)
+    shutil.copy(GOLDENS / "karlo_stats.th", stats)
     found = mmjax.from_pretrained(path, **TOLD["original"])
     assert found.config["model"]["statistics"]
     want = {"mean": normal("clip_mean", (12,)), "std": np.abs(normal("clip_std", (12,)))}

@@ -5,7 +5,7 @@
 
 The argument is a clone of kakaobrain/karlo, which is run and not copied. Weights and inputs are made again by tests from their names. Per
 form ("diffusers", "original") `FORM/out`; of diffusers also `scaled`, the same brought back by clip_mean and clip_std, and `config`,
-its config.json; of the original the names and shapes of what `torch.save` holds, behind "model.", and checkpoints/karlo_stats.th, mean
+its config.json; of the original the names and shapes of what `torch.save` holds, behind "model.", and karlo_stats.th, mean
 and deviation of embeddings as Karlo has them beside it. diffusers is given a mask, for without
 one its attention is not even causal.
 
@@ -43,7 +43,7 @@ def ours() -> torch.nn.Module:
 
 def statistics() -> None:
     array = lambda name: torch.from_numpy(normal(name, (EMBEDDING,)))
-    torch.save((array("clip_mean"), array("clip_std").abs()), Path(__file__).parent / "checkpoints" / "karlo_stats.th")
+    torch.save((array("clip_mean"), array("clip_std").abs()), Path(__file__).parent / "karlo_stats.th")
 
 
 @torch.no_grad()

@@ -91,6 +91,7 @@ def test_draws_have_the_moments_and_an_examples_key_alone():
     np.testing.assert_array_equal(draw(mean[1:2], logvar[1:2], keys[1:2])[0], z[1])
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_have_the_same_gradients():
     model, params = loaded("no_quant")
     x = jnp.asarray(normal("x", PIXELS))

@@ -82,7 +82,7 @@ def dense(loss):
         ("info_nce", 1, {"encode_chunk": 8}),
         ("info_nce", 8, {"form": "gathered"}),
         ("sigmoid", 8, {"form": "ring", "tile": 3}),
-        ("distill", 8, {"encode_chunk": 8, "form": "ring", "tile": 3}),
+        pytest.param("distill", 8, {"encode_chunk": 8, "form": "ring", "tile": 3}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
