@@ -9,6 +9,7 @@ P prompts, S pixels a side.
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float64, UInt8
 from mmjax.core.config import Group
 from mmjax.core.errors import UserError
 from mmjax.core.types import Params
-from mmjax.data.scenes import draw
+from mmjax.data.scenes import draw, splits
 from mmjax.data.scenes.describe import Description
 from mmjax.data.scenes.prompts import Requirement, parse, phrase
 from mmjax.data.scenes.sample import sample
@@ -50,21 +51,25 @@ class Asked:
 
 
 def prompts(count: int, config: str = "few", split: str = "validation") -> tuple[Asked, ...]:
-    """`count` prompts of one object and `count` of two, which differ in colour and in shape; the same every time, none of them twice."""
-    out: dict[str, Asked] = {}
+    """`count` prompts of one object and `count` of two, which differ in colour and in shape; the same every time. None comes twice before
+    there are more than the set has pairs of a colour and a shape, and then each as seldom as may be, of another scene."""
+    out: list[Asked] = []
     wanted = dict.fromkeys(ASKED, count)
+    seen: Counter[str] = Counter()
+    most = 1 + count // len(splits.pairs(split))
     for index in itertools.count():
         scene = sample(config, split, index)
         things = scene.objects
         if not wanted.get(len(things)) or any(len({getattr(o, name) for o in things}) < len(things) for name in ("colour", "shape")):
             continue
         text = _said(scene, ("colour", "shape"))
-        if text not in out:
+        if seen[text] < most:
             asked = {category: parse(_said(scene, names)) for category, names in ASKED[len(things)].items()}
-            out[text] = Asked(text, scene, asked)
+            out.append(Asked(text, scene, asked))
+            seen[text] += 1
             wanted[len(things)] -= 1
         if not any(wanted.values()):
-            return tuple(sorted(out.values(), key=lambda one: len(one.scene.objects)))
+            return tuple(sorted(out, key=lambda one: len(one.scene.objects)))
 
 
 def _said(scene: Scene, names: Sequence[str]) -> str:
@@ -103,7 +108,9 @@ def score(drawn: UInt8[np.ndarray, "P S S 3"], asked: Sequence[Asked], workers: 
             continue
         table = _table([asked[i].requirements[category] for i in which], [readings[i] for i in which])
         met[category] = np.diag(table).copy()
-        chance[category] = float(table[~np.eye(len(table), dtype=bool)].mean()) if len(table) > 1 else 0.0
+        texts = np.array([asked[i].text for i in which])
+        others = table[texts[:, None] != texts]
+        chance[category] = float(others.mean()) if others.size else 0.0
     return Score({name: summary.mean(values) for name, values in met.items()}, chance, met)
 
 

@@ -1,6 +1,7 @@
 """Colours, shapes and their binding are counted apart, beside chance."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,15 @@ def test_prompts(asked):
     for one in asked:
         assert [o.colour for o in one.scene.objects] == [t.description.colour for t in parse(one.text).things]
         assert set(one.requirements) == set(attributes.ASKED[len(one.scene.objects)])
+
+
+@pytest.mark.parametrize(("split", "known"), [("validation", 72), ("unseen", 8)])
+def test_more_prompts_than_there_are_things(split, known):
+    """There are 80 pairs of a shape and a colour, 8 of them held out: a prompt comes again, and no more often than it must."""
+    asked = attributes.prompts(known + 4, split=split)
+    texts = Counter(one.text for one in asked if len(one.scene.objects) == 1)
+    assert texts.total() == known + 4 and len(texts) <= known and max(texts.values()) == 2
+    assert len({one.scene for one in asked}) == len(asked)
 
 
 def test_the_scenes_own_pictures_have_everything_right(asked):

@@ -9,7 +9,7 @@ Two more splits are made of pairs: `swaps` and `hard_negatives` (mmjax/data/scen
 
 from collections.abc import Mapping
 
-from mmjax.data.scenes.world import COLOURS, OPPOSITE, Scene, relations
+from mmjax.data.scenes.world import COLOURS, OPPOSITE, SHAPES, Scene, relations
 
 SPLITS = ("train", "validation", "biased", "unseen")
 
@@ -60,6 +60,11 @@ BIAS_STRENGTH = 0.9  # P(the listed colour | the listed shape) in `biased`; the 
 def colours(shape: str) -> tuple[str, ...]:
     """Those the shape has outside `unseen`."""
     return tuple(c for c in COLOURS if (shape, c) not in HELD_OUT_PAIRS)
+
+
+def pairs(split: str) -> frozenset[tuple[str, str]]:
+    """(shape, colour) of which the split's scenes of a single object are."""
+    return HELD_OUT_PAIRS if split == "unseen" else frozenset((s, c) for s in SHAPES for c in colours(s))
 
 
 def is_held_out_word(text: str) -> bool:
