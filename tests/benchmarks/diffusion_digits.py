@@ -79,7 +79,7 @@ def shown(kind: str) -> tuple:
 def evaluate(workdir: Path, words: list[str], name: str, group: dict) -> dict[str, float]:
     """The scores of one evaluation of a run."""
     program, params = opened(workdir, words)
-    made = evals.make(name, program.task.predict, ConfigDict({"batch_size": 250, "every": 1, **group}), program.mesh, program.config.data)
+    made = evals.make(name, program.task.predict, ConfigDict({"batch_size": 250, "every": 1} | group), program.mesh, program.config.data)
     return dict(made(params))
 
 
@@ -91,7 +91,7 @@ def measure(kind: str, workdir: Path, judge: Path, pictures: int, sweep: bool, d
         group = {"type": "agreement", "split": "test", "transforms": shown(kind), "draw": draw, "n": pictures, "seed": 0, "judge": features}
         out["agreement"] = evaluate(workdir, data, "agreement", group)
     if kind != "flow_text":
-        group = {"type": "likelihood", "split": LIKELY, "transforms": SIGNED, "seed": 0, "labels": kind != "ddpm"}
+        group = {"type": "likelihood", "split": LIKELY, "batch_size": 120, "transforms": SIGNED, "seed": 0, "labels": kind != "ddpm"}
         accuracy = {"rtol": TOLERANCE, "atol": TOLERANCE}
         out["ode"] = evaluate(workdir, data, "likelihood", {**group, "bound": False, "options": accuracy})
         if kind == "ddpm":
