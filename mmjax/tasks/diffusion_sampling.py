@@ -16,7 +16,7 @@ from mmjax.core.config import Group, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.schedules import keywords
 from mmjax.core.types import Array, Key, Params
-from mmjax.diffusion import guidance, likelihood, prediction, samplers, solvers_discrete, spacing, vlb, walk
+from mmjax.diffusion import coupling, guidance, likelihood, prediction, samplers, solvers_discrete, spacing, vlb, walk
 from mmjax.diffusion import path as paths
 from mmjax.diffusion.posterior import VARIANCES
 from mmjax.tasks import conditions, guides
@@ -218,32 +218,52 @@ def solve(
 def pairs(sampler: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key) -> dict[str, Array]:
     """A batch for coupling "pairs" (reflow; Liu et al. 2023, section 2.1): `noise` and `sample` float32[B, h, w, c] and the conditions.
 
-    Args:
-      batch: the conditions as a batch of training holds them, `label`, `tokens` and so on: every one that the model is shown.
-      keys: one an example, of its noise.
-
     Raises:
-      UserError: a solver that draws noise on its way, for then a sample does not follow from the noise it began from; a classifier that
-        guides to labels which the model itself is not shown, for then a student would be told nothing of them.
+      UserError: as of `from_noise`; a classifier that guides to labels which the model itself is not shown, for then a student would be
+        told nothing of them.
     """
     if sampler.classifier is not None and not system.classes:
         raise UserError("pairs of a model that a classifier guides: the model is shown no labels, nor would its student be; leave it out")
     names = conditions.names(conditions.batch_spec(system, 1))
+    noise, sample = from_noise("pairs", sampler, system, params, batch, keys)
+    return {"noise": noise, "sample": sample, **{name: batch[name] for name in names}}
+
+
+def straightness(own: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key, *, steps: int) -> Array:
+    """`coupling.straightness` float32[B] of the sampler's way, in so many steps, from each key's noise; errors as of `from_noise`."""
+    sampler = changed(own, system, {"steps": steps})
+    _, states = from_noise("straightness", sampler, system, params, batch, keys, trajectory=True)
+    return coupling.straightness(states, walk_of(sampler, system))
+
+
+def from_noise(
+    what: str, sampler: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key, trajectory: bool = False
+) -> tuple[Array, Array]:
+    """Standard normal noise, and what the sampler makes of it and it alone, both [B, h, w, c]; with `trajectory` at every time.
+
+    Args:
+      what: it is for, in messages.
+      batch: the conditions as a batch of training holds them, `label`, `tokens` and so on: every one that the model is shown.
+      keys: one an example, of its noise.
+
+    Raises:
+      UserError: a solver that draws noise on its way, for then a sample does not follow from the noise it began from; a condition missing.
+    """
+    names = (*conditions.names(conditions.batch_spec(system, 1)), *(("label",) if sampler.classifier is not None else ()))
     if missing := [name for name in names if name not in batch]:
-        raise UserError(f"pairs: the batch has no {missing[0]!r}, which the model is shown; it has {sorted(batch)}")
+        raise UserError(f"{what}: the batch has no {missing[0]!r}, which the model is shown; it has {sorted(batch)}")
     told = {"words": batch.get("tokens", batch.get("context")), "labels": batch.get("label")}
     told |= {name: batch.get(name) for name in ("embedding", "text_embedding")}
     given = conditions.shown(system, keys.shape[0], **told)
     noise = walk.draw(keys, system.shape)
     x = solving_path(sampler, system).prior_std * noise
     try:
-        sample = solve(sampler, system, params, x, None, given, labels=batch.get("label"))
+        return noise, solve(sampler, system, params, x, None, given, labels=batch.get("label"), trajectory=trajectory)
     except walk.NoKeys as e:
         raise UserError(
-            f"pairs: a sample has to follow from the noise it began from, and solver {sampler.solver!r} draws more on its way: "
+            f"{what}: a sample has to follow from the noise it began from, and solver {sampler.solver!r} draws more on its way: "
             "set config.model.sampler.solver to one that draws none, such as 'euler' or 'heun'"
         ) from e
-    return {"noise": noise, "sample": sample, **{name: batch[name] for name in names}}
 
 
 def invert(
@@ -345,6 +365,8 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         out["sample"] = lambda params, keys, **how: made(params, keys, {}, **how)
     if system.low is None:
         out["pairs"] = functools.partial(pairs, sampler, system)
+        if solving_path(sampler, system).name == "flow":
+            out["straightness"] = functools.partial(straightness, sampler, system)
     if system.first_stage is not None:
         out["encode"] = lambda params, images: jnp.concatenate(system.encode(params, images), -1)
     elif not system.has_context and system.condition is None and system.low is None:
