@@ -45,7 +45,6 @@ def test_model(model, message):
     ("model", "sampler", "message"),
     [
         (LABELS, {"guidance": 2.0, "interval": (3.0, 1.0)}, r"guidance interval is \(3.0, 1.0\), expected 0 <= low < high"),
-        (LABELS, {"guidance": 2.0, "interval": (3.0,)}, "guidance interval is"),
         (LABELS, {"guidance": 2.0, "rescale": 3.0}, "guidance rescale is 3.0, expected a share"),
         (LABELS, {"clip": "static", "clip_range": -1.0}, "clip_range is -1.0, expected a positive number"),
         (LABELS, {"solver": "ddpm", "options": {"variance": "fixd_small"}}, "variance is 'fixd_small'; did you mean 'fixed_small'"),

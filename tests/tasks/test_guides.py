@@ -118,9 +118,9 @@ def test_away_from_a_weaker_model(others):
     network = lambda p, x, t, **given: plain.network.apply({"params": p}, x, t, **given)
     model = {"path": DISCRETE, "prediction": "eps"}
     others["poor"] = types.SimpleNamespace(predict={"network": network}, params=poor["network"], config={"model": model})
-    _, task, _ = program(**labelled, sampler=sampler(guidance=2.0, weaker={"path": "poor"}))
+    _, task, _ = program(**labelled, sampler=sampler(guidance=2.0, rescale=0.5, weaker={"path": "poor"}))
     given = {"labels": LABELS}
-    denoise = guidance.autoguidance(plain.denoiser(params, given), plain.denoiser(poor, given), 2.0)
+    denoise = guidance.autoguidance(plain.denoiser(params, given), plain.denoiser(poor, given), 2.0, path=plain.path, rescale=0.5)
     np.testing.assert_allclose(task.predict["class_to_image"](params, LABELS, KEYS), drawn(plain, denoise, sampler(), KEYS), atol=1e-5)
 
 
