@@ -56,6 +56,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if kind == "classifier":
         group = {"type": "classification", "every": 1000, "split": "test", "batch_size": 120, "transforms": c.data.transforms}
         c.evals.clean = ConfigDict(group)
+    if kind in ("flow_class", "reflow"):  # the same noise and classes for both
+        group = {"type": "straightness", "every": c.steps, "split": "test", "batch_size": 120, "n": 240, "steps": 50, "seed": 0}
+        keep = (("keep", {"keys": ("label",)}),)
+        c.evals.way = ConfigDict({**group, "transforms": keep, "data": {"source": "digits_captions"}})
     return c
 
 

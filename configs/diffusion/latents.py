@@ -128,7 +128,8 @@ def _txt2img(c: ConfigDict, name: str) -> None:
 
 
 def _edm2(c: ConfigDict, name: str) -> None:
-    """Adam with b2 0.99, a rate that falls as 1 / sqrt(step) from 70,000 steps on, weights kept at unit norm."""
+    """Adam with b2 0.99, a rate that falls as 1 / sqrt(step) from 70,000 steps on, weights kept at unit norm, and the two averages of which
+    `--ema_std` makes any other, stored every 8 Mi images."""
     lr, images = EDM2[name.partition("-")[2]]
     c.model = ConfigDict(
         {
@@ -147,6 +148,9 @@ def _edm2(c: ConfigDict, name: str) -> None:
     )
     c.batch_size = 2048
     c.steps = images * 2**20 // c.batch_size
+    del c.ema.ema
+    c.ema.a, c.ema.b = ConfigDict({"power": 0.05}), ConfigDict({"power": 0.1})
+    c.checkpoint.snapshot_every = 8 * 2**20 // c.batch_size
     c.optim.name, c.optim.args = "adamw", ConfigDict({"b1": 0.9, "b2": 0.99})
     c.optim.lr, c.optim.warmup = lr, 10_000_000 // c.batch_size
     c.optim.schedule, c.optim.schedule_args = "rsqrt", ConfigDict({"timescale": 70_000})

@@ -51,7 +51,8 @@ def _adm(name: str, size: int, path: dict, batch: int, lr: float, steps: int) ->
 def _edm(name: str, data: tuple, batch: int, lr: float, images: int, half_life: int, dropout: float, **more: bool) -> dict:
     kind = "unet" if name.startswith("edm") else "song_unet"
     run = {"data": data, "network": (kind, name), "fields": {"dropout": dropout}, "model": {**EDM, **more}, "batch": batch, "lr": lr}
-    return {**run, "steps": images // batch, "ema": 0.5 ** (batch / half_life)}
+    # The learning rate climbs over the first 10 million pictures; early on the average's half-life is a twentieth of those seen.
+    return {**run, "steps": images // batch, "warmup": 10_000_000 // batch, "ema": {"half_life": half_life, "ramp": 0.05}}
 
 
 # Per run: the set and its pixels, the network, config.model beside it, and the recipe of the paper's appendix.

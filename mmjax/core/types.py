@@ -45,6 +45,7 @@ PREDICT: dict[str, str] = {
     "sample": "(params, keys key[B]) -> float32[B, H, W, C] in 0..1, each drawn from its key alone",
     "pairs": "(params, batch, keys key[B]) -> {noise, sample: float32[B, h, w, c]} and the conditions, `batch`, as training's batches hold "
     "them: a teacher's standard normal noise and what its sampler makes of it, as the network sees pictures; each drawn from its key alone",
+    "straightness": "(params, batch, keys key[B], *, steps) -> float32[B], how far the way of such a pair is from a straight line, 0",
     "network": "(params, x float[B, H, W, C], t float[B], *, context=None, labels=None) -> float32[B, H, W, O], as the network has it",
     "bits_per_dimension": "(params, images float[B, H, W, C] in -1..1, labels int32[B] or None, keys key[B]) -> float32[B]",
     "encode": "(params, images float[B, H, W, C]) -> float32[B, h, w, 2 Z], mean and log-variance of latents, unscaled",

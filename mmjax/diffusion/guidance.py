@@ -9,6 +9,7 @@ or x0 guidance are the same thing. B examples; x [B, ...], t [B].
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def classifier_free(
     Raises:
       UserError: an interval or rescaling without a path, an empty interval, a share outside 0..1.
     """
-    _check(path, interval, rescale)
+    check(path, interval, rescale)
 
     def guided(x: Float[Array, "B *x"], t: Float[Array, "B"]) -> Denoised:
         follow, flee = pair(x, t)
@@ -94,11 +95,12 @@ def classifier_free(
     return lambda x, t: jax.lax.cond(_inside(path, t, interval).any(), guided, alone, x, t)
 
 
-def autoguidance(
-    denoise: Denoiser, weaker: Denoiser, scale: ArrayLike, *, path: Path | None = None, interval: tuple[float, float] | None = None
-) -> Denoiser:
-    """weaker + s (denoise - weaker): guided by a smaller or less trained model of the same condition (Karras et al. 2024, equation 3)."""
-    return classifier_free(apart(denoise, weaker), scale, path=path, interval=interval, alone=denoise if interval else None)
+def autoguidance(denoise: Denoiser, weaker: Denoiser, scale: ArrayLike, **how: Any) -> Denoiser:
+    """weaker + s (denoise - weaker): guided by a smaller or less trained model of the same condition (Karras et al. 2024, equation 3).
+
+    `how`: `path`, `interval` and so on, as of `classifier_free`.
+    """
+    return classifier_free(apart(denoise, weaker), scale, alone=denoise, **how)
 
 
 def independent(unconditional: Denoiser, conditions: Sequence[Denoiser], scales: Sequence[ArrayLike]) -> Denoiser:
@@ -196,10 +198,11 @@ def _rescaled(out: Denoised, follow: Denoised, x: Array, t: Array, path: Path, s
     return denoised(kind, guided * factor, x, t, path)._replace(log_variance=out.log_variance)
 
 
-def _check(path: Path | None, interval: tuple[float, float] | None, rescale: float) -> None:
+def check(path: Path | None, interval: tuple[float, float] | None, rescale: float) -> None:
+    """Raises `UserError` for what `classifier_free` refuses."""
     if path is None and (interval is not None or rescale):
         raise UserError("guidance with an interval or a rescaling needs the path: pass path=")
-    if interval is not None and not 0 <= interval[0] < interval[1]:
+    if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
         raise UserError(f"guidance interval is {interval}, expected 0 <= low < high, in units of sigma / alpha")
     if not 0 <= rescale <= 1:
         raise UserError(f"guidance rescale is {rescale}, expected a share from 0 to 1 (0.7 in the paper)")

@@ -120,22 +120,6 @@ def _noising(path: Path, begin: np.ndarray, end: np.ndarray) -> Steps:
 
 
 def lerp(a: Float[Array, "B *x"], b: Float[Array, "B *x"], weight: Float[Array, "B"] | float) -> Float[Array, "B *x"]:
-    """(1 - weight) a + weight b."""
+    """(1 - weight) a + weight b. Of noise, whose length says that it is noise, take `embeddings.slerp`."""
     w = over(jnp.asarray(weight, a.dtype), a)
     return (1 - w) * a + w * b
-
-
-def slerp(a: Float[Array, "B *x"], b: Float[Array, "B *x"], weight: Float[Array, "B"] | float) -> Float[Array, "B *x"]:
-    """Along the great circle between the directions of a and b, lengths interpolated linearly; for x_T, whose length says it is noise, and
-    for CLIP embeddings. The straight line where the two are (anti)parallel."""
-    flat = lambda v: v.reshape(v.shape[0], -1)
-    length = lambda v: over(jnp.linalg.norm(flat(v), axis=1), v)
-    la, lb = length(a), length(b)
-    unit_a, unit_b = a / jnp.where(la > 0, la, 1.0), b / jnp.where(lb > 0, lb, 1.0)
-    w = over(jnp.broadcast_to(jnp.asarray(weight, a.dtype), a.shape[:1]), a)
-    angle = over(jnp.arccos(jnp.clip((flat(unit_a) * flat(unit_b)).sum(1), -1.0, 1.0)), a)
-    sine = jnp.sin(angle)
-    curved = sine > 1e-4
-    safe = jnp.where(curved, sine, 1.0)
-    direction = (jnp.sin((1 - w) * angle) * unit_a + jnp.sin(w * angle) * unit_b) / safe
-    return jnp.where(curved, ((1 - w) * la + w * lb) * direction, (1 - w) * a + w * b)

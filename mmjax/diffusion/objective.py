@@ -96,6 +96,7 @@ def bound(
     *,
     learns_mean: bool = True,
     cumulative: str = "exact",
+    sigma_data: float = SIGMA_DATA,
 ) -> Float[Array, "B"]:
     """L_vlb of a discrete path by the one step drawn, T times its term: bits per dimension, without the prior, which nothing trains.
 
@@ -109,7 +110,7 @@ def bound(
     vlb.whole_schedule(path)
     x0, _, t, x = example
     mean, raw = split(output.astype(x.dtype), x, variance)
-    clean = denoised(kind, mean if learns_mean else lax.stop_gradient(mean), x, t, path).x0
+    clean = denoised(kind, mean if learns_mean else lax.stop_gradient(mean), x, t, path, sigma_data).x0
     model = log_variance(path, variance, t, following(path, t), None, raw)
     return vlb.training_term(x0, x, t, clean, model, path, cumulative)
 
@@ -124,11 +125,13 @@ def hybrid(
     factor: float = 0.001,
     weights: Weighting = SIMPLE,
     cumulative: str = "exact",
+    sigma_data: float = SIGMA_DATA,
 ) -> Float[Array, "B"]:
     """L_simple + factor L_vlb, whose gradient reaches the variance alone (Nichol & Dhariwal 2021, equation 16).
 
     L_vlb is in bits per dimension, as in the published code, whose rescaled loss is this one.
     """
     mean, _ = split(output, example.x, variance)
-    simple = regression(mean, example, kind, path, weights)
-    return simple + factor * bound(output, example, kind, path, variance, learns_mean=False, cumulative=cumulative)
+    simple = regression(mean, example, kind, path, weights, sigma_data)
+    step = bound(output, example, kind, path, variance, learns_mean=False, cumulative=cumulative, sigma_data=sigma_data)
+    return simple + factor * step

@@ -9,7 +9,7 @@ rk4 4 N - 1; predictor_corrector 2 N; dopri5, tsit5 as many as tolerances ask fo
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -110,6 +110,18 @@ def check_options(solver: str, options: dict[str, Any]) -> None:
         fits = isinstance(value, float | int | np.number) and not isinstance(value, bool) if number else isinstance(value, type(default))
         if default is not None and not fits:
             raise UserError(f"solver {solver!r}: {name} is {value!r}, expected {'a number' if number else type(default).__name__}")
+
+
+def check_start(solver: str, options: Mapping[str, Any], path: Path, times: Float[np.ndarray, "N_plus_1"]) -> None:
+    """Raises `UserError` for a solver that cannot begin where there is no signal, and times that do; at configuration, as they themselves
+    raise it when they sample."""
+    given = {**options_of(solver), **options}
+    needs = solver == "edm" or given.get("diffusion") == "sbdm" or given.get("predictor") == "euler_maruyama"
+    if needs and path.alpha(np.float32(times[0])) == 0:
+        else_take = "diffusion 'sigma'" if solver == "euler_maruyama" else "another solver"
+        raise UserError(
+            f"solver {solver!r}: no signal at time {times[0]:g} of the path {path.name!r}; begin at a cleaner time, or take {else_take}"
+        )
 
 
 def check_times(times: Any, path: Path) -> Float[np.ndarray, "N_plus_1"]:

@@ -72,8 +72,9 @@ class Settings:
       prediction: what the network predicts, of diffusion.prediction.PREDICTIONS.
       sigma_data, normalised, condition, time_scale: what the network is shown (diffusion.prediction.inputs).
       variance: "learned" or "learned_range" where the network puts out a variance too; "" where it does not.
-      loss: "simple", a weighted squared error; "hybrid" (improved DDPM), "bound", the variational bound.
-      weighting: `name` and arguments of diffusion.weighting.
+      loss: "simple", a weighted squared error; "hybrid" (improved DDPM), "bound", the variational bound, where no variance is learnt with
+        the posterior's.
+      weighting: `name` and arguments of diffusion.weighting; of the squared error.
       density: of training times: `name` and arguments of diffusion.density, or the name "importance".
       uncertainty: the loss is divided by a variance that the network guesses of its time (EDM2).
       coupling: of noise and data, "independent" or "optimal_transport" among `coupling_group` examples (diffusion.coupling); or "pairs",
@@ -301,9 +302,9 @@ def losses(
     )
     output = system.apply(params, seen, told, conditions.of_batch(system, batch, keys), _named(keys, "network"))
     if s.loss == "bound":
-        return objective.bound(output, example, s.prediction, path, s.variance), {}
+        return objective.bound(output, example, s.prediction, path, s.variance or "fixed_small", sigma_data=s.sigma_data), {}
     if s.loss == "hybrid":
-        return objective.hybrid(output, example, s.prediction, path, s.variance, weights=weights), {}
+        return objective.hybrid(output, example, s.prediction, path, s.variance, weights=weights, sigma_data=s.sigma_data), {}
     mean, _ = prediction.split(output, example.x, s.variance or None)
     values = objective.regression(mean, example, s.prediction, path, weights, s.sigma_data)
     if not s.uncertainty:
@@ -370,9 +371,13 @@ def parse(model: Group, dtype: Any) -> System:
     if len(words) > 1:
         raise UserError(f"{where} has both {words[0]} and {words[1]}; the network looks at one kind of words")
     text = None if s.text is None else tower(s.text, TEXT_TOWERS, dtype, f"{where}.text")
-    for group, keys in (("context", ("length", "width")), ("label_context", ("classes", "width"))):
-        for key in keys if getattr(s, group) is not None else ():
-            get(getattr(s, group), key, f"{where}.{group}")
+    for group, keys, more in (("context", ("length", "width"), ()), ("label_context", ("classes", "width"), ("dropout",))):
+        given = getattr(s, group) or {}
+        for key in keys if given else ():
+            get(given, key, f"{where}.{group}")
+        for key in given:
+            if key not in (*keys, *more):
+                raise UserError(f"{where}.{group} has an unknown key '{key}'{suggest(key, (*keys, *more))}")
     latent = None if s.latent is None else Latent(**kwargs_for(Latent, s.latent, f"{where}.latent"))
     first = None
     if latent is not None:
@@ -410,16 +415,32 @@ def _check(system: System) -> None:
         raise UserError(f"{where}.loss is {s.loss!r}, of a discrete path; path is {system.path.name!r}: take 'simple'")
     if s.loss == "hybrid" and not s.variance:
         raise UserError(f"{where}.loss is 'hybrid', which trains a learned variance: set {where}.variance to 'learned_range'")
+    if s.loss == "bound" and s.weighting.get("name") != "simple":
+        raise UserError(f"{where}.weighting is of a squared error, and loss 'bound' has none: leave it out, or take 'hybrid'")
     if s.labels and not getattr(system.network, "classes", 0):
         raise UserError(f"{where}.labels is set, and the network has no classes: set {where}.network.classes")
     if s.uncertainty and not hasattr(system.network, "log_variance"):
         raise UserError(f"{where}.uncertainty needs a network that guesses it: type 'edm2'")
+    if s.uncertainty and s.loss != "simple":
+        raise UserError(f"{where}.uncertainty divides a squared error, loss 'simple'; loss is {s.loss!r}")
+    _check_channels(system, where)
     if not 0 <= s.context_dropout < 1:
         raise UserError(f"{where}.context_dropout is {s.context_dropout}, expected a share from 0 to 1")
     for one, other in (("embedding", "label_context"), ("low_resolution", "latent")):
         if getattr(s, one) is not None and getattr(s, other) is not None:
             raise UserError(f"{where} has both {one} and {other}, which nothing here goes together with")
+    for other in ("text", "context", "label_context") if s.labels and s.embedding is None else ():
+        if getattr(s, other) is not None:
+            raise UserError(f"{where} has both labels and {other}, and no function draws pictures of both: leave one of them out")
     _check_coupling(system, where)
+
+
+def _check_channels(system: System, where: str) -> None:
+    s, channels = system.settings, system.shape[-1]
+    own = getattr(system.network, "out_channels", None) or channels * (1 + system.network.learn_sigma)
+    if own != 2 * channels and (s.variance or own != channels):
+        wanted = f"{2 * channels}, as variance {s.variance!r} needs" if s.variance else f"{channels}, or twice as many"
+        raise UserError(f"{where}.network puts out {own} channels, expected {wanted}: {channels} channels are diffused")
 
 
 def _check_coupling(system: System, where: str) -> None:

@@ -16,8 +16,9 @@ from mmjax.core.config import Group, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.schedules import keywords
 from mmjax.core.types import Array, Key, Params
-from mmjax.diffusion import guidance, likelihood, prediction, samplers, solvers_discrete, spacing, vlb, walk
+from mmjax.diffusion import coupling, guidance, likelihood, prediction, samplers, solvers_discrete, spacing, vlb, walk
 from mmjax.diffusion import path as paths
+from mmjax.diffusion.posterior import VARIANCES
 from mmjax.tasks import conditions, guides
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Sampler:
       interval: guided only where low < sigma / alpha <= high.
       rescale: share of the guided prediction brought back to the conditional one's standard deviation.
       guided_channels: so many channels are guided, the others not; None for all.
-      clip: what is done to x0 in every step: "", "static" (held to -clip_range..clip_range) or "dynamic" (its quantile).
+      clip: what is done to x0 in every step: "", "static" (held to -clip_range..clip_range) or "dynamic" (by its quantile to that range).
       path: another path to solve on than the one trained on; its `name` and arguments.
       classifier: guides by its gradient: fields of guides.Classifier. An unconditional model is then asked for classes too.
       weaker: guided away from, by `guidance`, in place of the unconditional model: fields of guides.Weaker.
@@ -75,20 +76,34 @@ def parse(given: Group, system: "System") -> Sampler:
     samplers.check_options(sampler.solver, dict(sampler.options))
     if sampler.clip not in CLIPS:
         raise UserError(f"{where}.clip is {sampler.clip!r}{suggest(sampler.clip, CLIPS)}")
+    if not sampler.clip_range > 0:
+        raise UserError(f"{where}.clip_range is {sampler.clip_range}, expected a positive number")
     s = system.settings
     if sampler.classifier is not None:
         guides.parse_classifier(sampler.classifier, sampler.solver)
     if sampler.weaker is not None:
         guides.parse_weaker(sampler.weaker)
     _check_guidance(sampler, system, where)
-    if sampler.solver == "ddpm" and str(sampler.options.get("variance", "")).startswith("learned") and not s.variance:
-        raise UserError(
-            f"{where}.options.variance is {sampler.options['variance']!r}, and the model learns none: config.model.variance is ''"
-        )
-    walked = walk_of(sampler, system)
+    _check_variance(sampler, system, where)
+    path, walked = solving_path(sampler, system), walk_of(sampler, system)
+    samplers.check_times(walked, path)
+    samplers.check_start(sampler.solver, sampler.options, path, walked)
     native = native_times(sampler, system, walked)
     prediction.check(s.prediction, system.path, native[:-1], s.sigma_data)
     return sampler
+
+
+def _check_variance(sampler: Sampler, system: "System", where: str) -> None:
+    variance = sampler.options.get("variance", "fixed_small")
+    if sampler.solver != "ddpm" or variance == "fixed_small":
+        return
+    where = f"{where}.options.variance"
+    if variance not in VARIANCES:
+        raise UserError(f"{where} is {variance!r}{suggest(variance, VARIANCES)}")
+    if variance.startswith("learned") and not system.settings.variance:
+        raise UserError(f"{where} is {variance!r}, and the model learns none: config.model.variance is ''")
+    if variance.startswith("learned") and (sampler.path is not None or sampler.steps < 2):
+        raise UserError(f"{where} is {variance!r}, of two steps or more on the path trained on; take 'fixed_small' or 'fixed_large'")
 
 
 def _check_guidance(sampler: Sampler, system: "System", where: str) -> None:
@@ -98,8 +113,11 @@ def _check_guidance(sampler: Sampler, system: "System", where: str) -> None:
     if (sampler.guided != "all" or sampler.caption_guidance is not None) and not both:
         key = "guided" if sampler.guided != "all" else "caption_guidance"
         raise UserError(f"{where}.{key} is {getattr(sampler, key)!r}, of a model with an embedding and captions; this one has not both")
-    if sampler.caption_guidance is not None and (sampler.weaker is not None or sampler.interval is not None or sampler.rescale):
-        raise UserError(f"{where}.caption_guidance goes with neither weaker nor interval nor rescale")
+    guidance.check(system.path, sampler.interval, sampler.rescale)
+    if sampler.caption_guidance is not None:
+        for key in ("weaker", "interval", "rescale", "guided_channels"):
+            if getattr(sampler, key):
+                raise UserError(f"{where}.caption_guidance does not go with {key}; leave one of the two out")
     which = "all" if sampler.caption_guidance is not None else sampler.guided
     guided = (sampler.guidance != 1 and sampler.weaker is None) or sampler.caption_guidance is not None
     if guided and not system.drops(which):
@@ -190,7 +208,7 @@ def solve(
     slope = None
     if sampler.classifier is not None:
         guide = guides.parse_classifier(sampler.classifier, sampler.solver)
-        slope = guides.gradient(guide, labels, system.shape)
+        slope = guides.gradient(guide, labels, system)
         if guide.form == "mean":
             options["gradient"], slope = slope, None
     denoise = denoiser(sampler, system, params, given, walked, slope, null or {})
@@ -200,32 +218,52 @@ def solve(
 def pairs(sampler: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key) -> dict[str, Array]:
     """A batch for coupling "pairs" (reflow; Liu et al. 2023, section 2.1): `noise` and `sample` float32[B, h, w, c] and the conditions.
 
-    Args:
-      batch: the conditions as a batch of training holds them, `label`, `tokens` and so on: every one that the model is shown.
-      keys: one an example, of its noise.
-
     Raises:
-      UserError: a solver that draws noise on its way, for then a sample does not follow from the noise it began from; a classifier that
-        guides to labels which the model itself is not shown, for then a student would be told nothing of them.
+      UserError: as of `from_noise`; a classifier that guides to labels which the model itself is not shown, for then a student would be
+        told nothing of them.
     """
     if sampler.classifier is not None and not system.classes:
         raise UserError("pairs of a model that a classifier guides: the model is shown no labels, nor would its student be; leave it out")
     names = conditions.names(conditions.batch_spec(system, 1))
+    noise, sample = from_noise("pairs", sampler, system, params, batch, keys)
+    return {"noise": noise, "sample": sample, **{name: batch[name] for name in names}}
+
+
+def straightness(own: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key, *, steps: int) -> Array:
+    """`coupling.straightness` float32[B] of the sampler's way, in so many steps, from each key's noise; errors as of `from_noise`."""
+    sampler = changed(own, system, {"steps": steps})
+    _, states = from_noise("straightness", sampler, system, params, batch, keys, trajectory=True)
+    return coupling.straightness(states, walk_of(sampler, system))
+
+
+def from_noise(
+    what: str, sampler: Sampler, system: "System", params: Params, batch: Mapping[str, Array], keys: Key, trajectory: bool = False
+) -> tuple[Array, Array]:
+    """Standard normal noise, and what the sampler makes of it and it alone, both [B, h, w, c]; with `trajectory` at every time.
+
+    Args:
+      what: it is for, in messages.
+      batch: the conditions as a batch of training holds them, `label`, `tokens` and so on: every one that the model is shown.
+      keys: one an example, of its noise.
+
+    Raises:
+      UserError: a solver that draws noise on its way, for then a sample does not follow from the noise it began from; a condition missing.
+    """
+    names = (*conditions.names(conditions.batch_spec(system, 1)), *(("label",) if sampler.classifier is not None else ()))
     if missing := [name for name in names if name not in batch]:
-        raise UserError(f"pairs: the batch has no {missing[0]!r}, which the model is shown; it has {sorted(batch)}")
+        raise UserError(f"{what}: the batch has no {missing[0]!r}, which the model is shown; it has {sorted(batch)}")
     told = {"words": batch.get("tokens", batch.get("context")), "labels": batch.get("label")}
     told |= {name: batch.get(name) for name in ("embedding", "text_embedding")}
     given = conditions.shown(system, keys.shape[0], **told)
     noise = walk.draw(keys, system.shape)
     x = solving_path(sampler, system).prior_std * noise
     try:
-        sample = solve(sampler, system, params, x, None, given, labels=batch.get("label"))
+        return noise, solve(sampler, system, params, x, None, given, labels=batch.get("label"), trajectory=trajectory)
     except walk.NoKeys as e:
         raise UserError(
-            f"pairs: a sample has to follow from the noise it began from, and solver {sampler.solver!r} draws more on its way: "
+            f"{what}: a sample has to follow from the noise it began from, and solver {sampler.solver!r} draws more on its way: "
             "set config.model.sampler.solver to one that draws none, such as 'euler' or 'heun'"
         ) from e
-    return {"noise": noise, "sample": sample, **{name: batch[name] for name in names}}
 
 
 def invert(
@@ -267,25 +305,22 @@ def denoiser(
     times = native_times(sampler, system, walked)
     on = lambda d: d if sampler.path is None else prediction.on_path(d, system.path, path)
     under = lambda given: on(system.denoiser(params, given, times))
-    alone = under(given)
-    out = alone
+    out = alone = under(given)
+    how = {"path": path, "interval": sampler.interval, "rescale": sampler.rescale, "rescale_kind": system.settings.prediction}
+    how["channels"] = sampler.guided_channels
     if sampler.caption_guidance is not None:
         less = [conditions.null(system, given, which, null or {}) for which in ("all", "caption")]
         out = guidance.nested([*(under(g) for g in less), alone], [sampler.guidance, sampler.caption_guidance])
     elif sampler.guidance != 1 and sampler.weaker is not None:
         weaker = on(guides.weaker_denoiser(guides.parse_weaker(sampler.weaker), system, given, params, times))
-        out = guidance.autoguidance(alone, weaker, sampler.guidance, path=path, interval=sampler.interval)
+        out = guidance.autoguidance(alone, weaker, sampler.guidance, **how)
     elif sampler.guidance != 1:
         nothing = conditions.null(system, given, sampler.guided, null or {})
         out = guidance.classifier_free(
             guidance.stacked(under(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), dict(given), nothing))),
             sampler.guidance,
-            path=path,
-            interval=sampler.interval,
             alone=alone,
-            rescale=sampler.rescale,
-            rescale_kind=system.settings.prediction,
-            channels=sampler.guided_channels,
+            **how,
         )
     if slope is not None:
         there = slope if sampler.path is None else prediction.gradient_on_path(slope, system.path, path)
@@ -293,7 +328,7 @@ def denoiser(
     if sampler.clip == "static":
         out = guidance.clip(out, path, low=-sampler.clip_range, high=sampler.clip_range)
     if sampler.clip == "dynamic":
-        out = guidance.dynamic_threshold(out, path)
+        out = guidance.dynamic_threshold(out, path, limit=sampler.clip_range)
     return out
 
 
@@ -330,6 +365,8 @@ def predict(system: "System", sampler: Sampler) -> dict[str, Callable]:
         out["sample"] = lambda params, keys, **how: made(params, keys, {}, **how)
     if system.low is None:
         out["pairs"] = functools.partial(pairs, sampler, system)
+        if solving_path(sampler, system).name == "flow":
+            out["straightness"] = functools.partial(straightness, sampler, system)
     if system.first_stage is not None:
         out["encode"] = lambda params, images: jnp.concatenate(system.encode(params, images), -1)
     elif not system.has_context and system.condition is None and system.low is None:
@@ -370,8 +407,8 @@ def bits_per_dimension(
     s = system.settings
     given = {"labels": labels} if system.classes else {}
     if bound:
-        variance = s.variance or how.pop("variance", "fixed_small")
-        return vlb.bits_per_dimension(system.denoiser(params, given), images, keys, system.path, variance, **how).total
+        how = {"variance": s.variance or "fixed_small", **how}
+        return vlb.bits_per_dimension(system.denoiser(params, given, how.get("times")), images, keys, system.path, **how).total
     levels = jnp.round((images + 1) * 127.5).astype(jnp.uint8)
     x = likelihood.dequantise(levels, keys)
     density, _ = likelihood.log_likelihood(system.denoiser(params, given), x, keys, path=system.path, **how)

@@ -16,7 +16,7 @@ from mmjax.convert.pretrained import Pretrained, from_pretrained
 from mmjax.core.config import Group, get, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array
-from mmjax.diffusion import guidance, prediction
+from mmjax.diffusion import guidance, prediction, walk
 from mmjax.diffusion import path as paths
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ def parse_weaker(given: Group) -> Weaker:
     return Weaker(**kwargs_for(Weaker, given, where))
 
 
+def _check_path(given: Group, system: "System", what: str) -> None:
+    """Raises UserError unless signal and noise are the same at every time of the model's path."""
+    other, own = paths.make(given), system.path
+    mine, theirs = (walk.levels(path, np.linspace(own.clean, own.noise, 33)) for path in (own, other))
+    if own.name != other.name or not np.allclose(mine[:2], theirs[:2], rtol=1e-3, atol=1e-6):
+        raise UserError(f"{what} was trained on path {dict(given)}, this model on {dict(system.settings.path)}")
+
+
 @functools.lru_cache(maxsize=4)
 def _read(path: str) -> Pretrained:
     return from_pretrained(path)
@@ -80,19 +88,21 @@ def classes(path: str) -> int:
     return _read(path).config["model"]["classifier"]["classes"]
 
 
-def gradient(made: Classifier, labels: Array, shape: tuple[int, ...]) -> guidance.Gradient:
+def gradient(made: Classifier, labels: Array, system: "System") -> guidance.Gradient:
     """The scaled slope of the log-probability of `labels` [B].
 
     Raises:
-      UserError: no classifier, or one of pictures of another shape.
+      UserError: no classifier, or one of pictures of another shape or on another path.
     """
-    judge = _read(made.path)
+    judge, where = _read(made.path), "config.model.sampler.classifier.path"
     if "classify" not in judge.predict:
-        raise UserError(f"config.model.sampler.classifier.path: '{made.path}' is no classifier of noisy pictures")
+        raise UserError(f"{where}: '{made.path}' is no classifier of noisy pictures")
     model = judge.config["model"]
     takes = (model["size"], model["size"], model["channels"])
-    if takes != tuple(shape):
-        raise UserError(f"config.model.sampler.classifier.path: '{made.path}' judges pictures of {takes}, and what is drawn has {shape}")
+    if takes != system.shape:
+        raise UserError(f"{where}: '{made.path}' judges pictures of {takes}, and what is drawn has {system.shape}")
+    if "path" in model:  # published ones do not say
+        _check_path(model["path"], system, f"{where}: '{made.path}'")
     told = float(model.get("time_scale", 1.0))
 
     def log_probability(x: Array, t: Array) -> Array:
@@ -112,8 +122,9 @@ def weaker_denoiser(made: Weaker, system: "System", given: Mapping[str, Array], 
     if "network" not in other.predict:
         raise UserError(f"{where}: '{made.path}' is no diffusion model")
     model = other.config["model"]
-    if "path" not in model or paths.make(model["path"]).name != system.path.name:
-        raise UserError(f"{where}: '{made.path}' was trained on path {model.get('path')}, this model on {dict(system.settings.path)}")
+    if "path" not in model:
+        raise UserError(f"{where}: '{made.path}' does not say which path it was trained on")
+    _check_path(model["path"], system, f"{where}: '{made.path}'")
     told = system.conditions(params, given, None)
     return prediction.denoiser(
         lambda x, t: other.predict["network"](other.params, x, t, **told),

@@ -66,7 +66,8 @@ def make(config: ConfigDict) -> Task:
         return value, {"metrics": metrics}
 
     def logits(params: Params, images: Array) -> Array:
-        return classify(params, images, jnp.full(images.shape[0], path.clean, jnp.float32))
+        clean = max(path.clean, 0.0)  # a discrete path's first step: training draws none before it
+        return classify(params, images, jnp.full(images.shape[0], clean, jnp.float32))
 
     return Task(
         init=lambda key: {"classifier": split_axes(boxed(key))[0]},

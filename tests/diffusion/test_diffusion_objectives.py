@@ -197,6 +197,15 @@ def test_optimal_transport_goes_through():
     np.testing.assert_allclose(target("velocity", *near[:3], p), near.eps - near.x0, atol=1e-6)
 
 
+def test_edms_scalings_reach_the_bound():
+    """A network that is right is right whatever its prediction is scaled by."""
+    p = path.discrete()
+    ex = corrupted(p, [0, 10, 100, 300, 500])
+    right = target("edm", ex.x0, ex.eps, ex.t, p, 0.75)
+    got = objective.hybrid(right, ex, "edm", p, "fixed_large", sigma_data=0.75)
+    np.testing.assert_allclose(got, 0.001 * objective.bound(ex.eps, ex, "eps", p, "fixed_large"), rtol=1e-3, atol=1e-6)
+
+
 def test_refused():
     p = path.discrete()
     ex = corrupted(p, T)

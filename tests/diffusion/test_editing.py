@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from mmjax.core import rng
 from mmjax.core.errors import UserError
-from mmjax.diffusion import cascade, inpaint, walk
+from mmjax.diffusion import cascade, embeddings, inpaint, walk
 from mmjax.diffusion import path as paths
 from mmjax.diffusion.prediction import Denoised
 from mmjax.diffusion.samplers import sample
@@ -160,14 +160,14 @@ def test_image_to_image_stays_near_for_little_noise():
 def test_interpolation():
     a, b = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 2))
     np.testing.assert_allclose(inpaint.lerp(a, b, 0.25), 0.75 * a + 0.25 * b, rtol=1e-6)
-    np.testing.assert_allclose(inpaint.slerp(a, b, jnp.array([0.0, 1.0, 0.0])), jnp.stack([a[0], b[1], a[2]]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(embeddings.slerp(a, b, jnp.array([0.0, 1.0, 0.0])), jnp.stack([a[0], b[1], a[2]]), rtol=1e-5, atol=1e-6)
     unit = lambda x: x / jnp.linalg.norm(x.reshape(3, -1), axis=1).reshape(3, 1, 1, 1)
-    middle = inpaint.slerp(unit(a), unit(b), 0.3)
+    middle = embeddings.slerp(unit(a), unit(b), 0.3)
     np.testing.assert_allclose(jnp.linalg.norm(middle.reshape(3, -1), axis=1), 1.0, rtol=1e-5)
     cos = lambda x, y: (unit(x) * unit(y)).sum((1, 2, 3))
     np.testing.assert_allclose(jnp.arccos(cos(a, middle)), 0.3 * jnp.arccos(cos(a, b)), rtol=1e-4)
-    np.testing.assert_allclose(inpaint.slerp(a, a, 0.4), a, rtol=1e-4, atol=1e-5)
-    assert np.isfinite(inpaint.slerp(a, -a, 0.4)).all() and np.isfinite(inpaint.slerp(a, jnp.zeros_like(a), 0.4)).all()
+    np.testing.assert_allclose(embeddings.slerp(a, a, 0.4), a, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(embeddings.slerp(a, -a, 0.4)).all() and np.isfinite(embeddings.slerp(a, jnp.zeros_like(a), 0.4)).all()
 
 
 # --- cascades ----------------------------------------------------------------------------------------------------------------

@@ -118,9 +118,9 @@ def test_away_from_a_weaker_model(others):
     network = lambda p, x, t, **given: plain.network.apply({"params": p}, x, t, **given)
     model = {"path": DISCRETE, "prediction": "eps"}
     others["poor"] = types.SimpleNamespace(predict={"network": network}, params=poor["network"], config={"model": model})
-    _, task, _ = program(**labelled, sampler=sampler(guidance=2.0, weaker={"path": "poor"}))
+    _, task, _ = program(**labelled, sampler=sampler(guidance=2.0, rescale=0.5, weaker={"path": "poor"}))
     given = {"labels": LABELS}
-    denoise = guidance.autoguidance(plain.denoiser(params, given), plain.denoiser(poor, given), 2.0)
+    denoise = guidance.autoguidance(plain.denoiser(params, given), plain.denoiser(poor, given), 2.0, path=plain.path, rescale=0.5)
     np.testing.assert_allclose(task.predict["class_to_image"](params, LABELS, KEYS), drawn(plain, denoise, sampler(), KEYS), atol=1e-5)
 
 
@@ -143,6 +143,7 @@ def test_refused_when_configured(given, message):
     [
         ({"predict": {}}, "is no classifier of noisy pictures"),
         ({"config": {"model": {"size": 16, "channels": 1}}}, "judges pictures of .16, 16, 1., and what is drawn has .8, 8, 1."),
+        ({"config": {"model": {"size": 8, "channels": 1, "path": {**DISCRETE, "betas": "linear"}}}}, "'judge' was trained on path"),
     ],
 )
 def test_refused_when_drawn(others, change, message):
@@ -152,9 +153,10 @@ def test_refused_when_drawn(others, change, message):
         task.predict["class_to_image"](params, LABELS, KEYS)
 
 
-def test_a_weaker_model_of_another_path_is_refused(others):
-    others["flow"] = types.SimpleNamespace(predict={"network": None}, params={}, config={"model": {"path": {"name": "flow"}}})
-    _, task, params = program(sampler=sampler(guidance=2.0, weaker={"path": "flow"}))
+@pytest.mark.parametrize("path", [{"name": "flow"}, {**DISCRETE, "betas": "linear"}], ids=["flow", "linear"])
+def test_a_weaker_model_of_another_path_is_refused(others, path):
+    others["other"] = types.SimpleNamespace(predict={"network": None}, params={}, config={"model": {"path": path}})
+    _, task, params = program(sampler=sampler(guidance=2.0, weaker={"path": "other"}))
     with pytest.raises(UserError, match="was trained on path"):
         task.predict["sample"](params, KEYS)
 
@@ -177,6 +179,6 @@ def test_the_noisy_classifier_s_loss_is_the_formula():
     log_p = jax.nn.log_softmax(task.predict["classify"](params, shaped(path.alpha) * images + shaped(path.sigma) * eps, t))
     want = -(0.9 * log_p[jnp.arange(4), labels] + 0.1 * log_p.mean(1)).mean()
     np.testing.assert_allclose(value, want, rtol=1e-5)
-    clean = task.predict["classify"](params, images, jnp.full(4, path.clean))
+    clean = task.predict["classify"](params, images, jnp.zeros(4))  # the least of the times that it was trained at
     np.testing.assert_array_equal(task.predict["logits"](params, images), clean)
     assert set(aux["metrics"]) == {"accuracy"} and task.limits == {"label": 3}
