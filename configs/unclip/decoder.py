@@ -15,7 +15,8 @@ PAIRS is what `mmjax cache` made of images with the embeddings of CLIP, a run of
                 893,318,086 parameters, as many as the published ones. Its schedule of training is not published; here the paper's
     scenes32, scenes64   on scenes of up to six objects, for an accelerator; 16 pixels are in configs/unclip/chain.py
 
-For `karlo` cache encode_image:embedding,encode_text:text_embedding,token_features:context --keep image. For scenes the set is
+For `karlo` cache encode_image:embedding,encode_text:text_embedding,token_features:context,token_mask:mask
+--keep image. For scenes the set is
 runs/unclip/pairs of configs/unclip/clip.py:objects. No run at full size has been made with this code.
 """
 
@@ -66,7 +67,7 @@ def transforms(kind: str, size: int) -> tuple:
         "unclip": (("pick_caption", {}), ("tokenize", {"length": TEXT["length"]})),
         "karlo": (),
     }.get(kind, (("pick_row", {"keys": ("tokens",)}),))
-    caption = ("context", "text_embedding") if kind == "karlo" else ("tokens",)
+    caption = ("context", "mask", "text_embedding") if kind == "karlo" else ("tokens",)
     return (*look, *words, ("keep", {"keys": ("image", "embedding", *caption)}))
 
 
@@ -89,7 +90,7 @@ def karlo() -> dict:
         "size": 64,
         "network": {"type": "unet", "variant": "karlo-64"},
         **HYBRID,
-        "context": {"length": 77, "width": 768},
+        "context": {"length": 77, "width": 768, "masked": True},
         "context_dropout": 0.3,
         "embedding": {"width": 768, "dropout": 0.1, "text": True, "project": True, "context_width": 1536},
         "sampler": {**LEARNED, "steps": 50, "guidance": 8.0},

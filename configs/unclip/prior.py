@@ -4,7 +4,8 @@
     mmjax train --config configs/unclip/prior.py:ar --workdir runs/unclip/prior_ar
     mmjax train --config configs/unclip/prior.py:eps --workdir runs/unclip/prior_eps
 
-data.path is the set, runs/unclip/pairs if not given, whose model.prior.embedding (of the autoregressive prior model.width) is CLIP's.
+data.path is the set, runs/unclip/pairs if not given, whose model.prior.embedding (of the autoregressive prior model.width) is CLIP's;
+`karlo` takes token_features:context and token_mask:mask of it too.
 Arguments: `diffusion`, the default, small, for scenes; `ar`, the autoregressive one; `eps`, which predicts the noise in place of the
 embedding; `paper` and `paper_ar`, of the paper's table 3 (1B each); `karlo`, as Karlo's (1B), words as CLIP's features; `smoke` and
 `smoke_ar`, seconds. docs/unclip.md has the whole chain.

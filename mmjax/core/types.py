@@ -22,6 +22,7 @@ PREDICT: dict[str, str] = {
     "encode_image": "(params, images float[B, H, W, C]) -> float32[B, E], in the space of texts where there is one, of any length",
     "encode_text": "(params, tokens int32[B, L]) -> float32[B, E], in the space of images where there is one, of any length",
     "token_features": "(params, tokens int32[B, L]) -> float32[B, L, D], the text tower's states of every token",
+    "token_mask": "(params, tokens int32[B, L]) -> bool[B, L], those of the text, not its padding",
     "image_features": "(params, images float[B, H, W, C]) -> float32[B, D], for a linear probe: the image tower before its projection",
     "logit_scale": "(params) -> float32[], the factor on cosine similarities",
     # Of what writes text, beside it: "(params, tokens int32[B, L], *, positions=None, segments=None, ...) -> float32[B, L, V], of the token

@@ -74,8 +74,12 @@ class Bert(nn.Module):
         """Float32 features of each text; arguments as of `sequence`."""
         x = self.sequence(tokens, keys, mask, segments)
         if self.pool == "mean":
-            return mean_of(x, tokens != self.pad if mask is None else mask)
+            return mean_of(x, self.counted(tokens) if mask is None else mask)
         return x[:, 0] if self.pool == "cls" else jnp.tanh(self.pooler(x[:, 0]).astype(jnp.float32))
+
+    def counted(self, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """The tokens of each text, all but padding."""
+        return tokens != self.pad
 
     @nn.compact
     def sequence(
@@ -93,7 +97,7 @@ class Bert(nn.Module):
         """
         if tokens.shape[1] > self.length:
             raise ValueError(f"tokens have length {tokens.shape[1]}, the text tower takes at most {self.length}")
-        mask = tokens != self.pad if mask is None else mask
+        mask = self.counted(tokens) if mask is None else mask
         embed = lambda rows, axis, name: Embed(rows, self.width, self.dtype, normal(0.02), axis, name=name)
         x = embed(self.vocab, "vocab", "token")(tokens)
         x = x + embed(self.types, "token", "segment")(jnp.zeros_like(tokens) if segments is None else segments)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from mmjax.core import rng
 from mmjax.core.config import Group, get, kwargs_for
@@ -90,6 +90,10 @@ class CLIP(nn.Module):
     def token_features(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """The text tower's features of every token, before the projection."""
         return self.text.sequence(tokens)
+
+    def token_mask(self, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """Whether a token is one of the text's own, and no padding."""
+        return self.text.counted(tokens)
 
     def logits(self, images: Float[Array, "B H W C"], tokens: Int[Array, "N L"]) -> Float[Array, "B N"]:
         """Scaled cosines, plus the bias where there is one, of every image with every text."""

@@ -161,7 +161,11 @@ class T5Encoder(nn.Module):
         self, tokens: Int[Array, "B L"], keys: Key[Array, "B"] | None = None, mask: Bool[Array, "B L"] | None = None
     ) -> Float[Array, "B D"]:
         """Float32 features of each text, the mean over its tokens but padding; arguments as of `sequence`."""
-        return mean_of(self.sequence(tokens, keys, mask), tokens != self.pad if mask is None else mask)
+        return mean_of(self.sequence(tokens, keys, mask), self.counted(tokens) if mask is None else mask)
+
+    def counted(self, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """The tokens of each text, all but padding."""
+        return tokens != self.pad
 
     @nn.compact
     def sequence(
@@ -174,7 +178,7 @@ class T5Encoder(nn.Module):
         """
         if tokens.shape[1] > self.length:
             raise ValueError(f"tokens have length {tokens.shape[1]}, the text tower takes at most {self.length}")
-        mask = tokens != self.pad if mask is None else mask
+        mask = self.counted(tokens) if mask is None else mask
         x = Embed(self.vocab, self.width, self.dtype, normal(1.0), name="token")(tokens)
         fold = lambda use: None if keys is None else rng.fold(keys, use)
         x = dropout(constrain(x, "batch", None, None), self.dropout, fold(0))

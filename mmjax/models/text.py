@@ -97,6 +97,10 @@ class TextTransformer(nn.Module):
             raise UserError("text tower pool 'eos' needs the id of the end token; set eos, or pool='argmax' if it is the largest id")
         return (tokens == self.eos).argmax(-1)
 
+    def counted(self, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """The tokens of each text: up to that whose features are taken, behind which there is only padding."""
+        return jnp.arange(tokens.shape[1])[None] <= self.place(tokens)[:, None]
+
     @property
     def end(self) -> int | None:
         """The id a text must hold for its features to mean anything; None where any text does."""

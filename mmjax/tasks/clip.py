@@ -110,6 +110,7 @@ def make(config: ConfigDict) -> Task:
             "encode_image": lambda params, images: apply(params, images, method="encode_image"),
             "encode_text": lambda params, tokens: apply(params, tokens, method="encode_text"),
             "token_features": lambda params, tokens: apply(params, tokens, method="token_features"),
+            "token_mask": lambda params, tokens: apply(params, tokens, method="token_mask"),
             "image_features": lambda params, images: apply(params, images, method="image_features"),
             "logit_scale": lambda params: jnp.exp(params["logit_scale"]),
         },

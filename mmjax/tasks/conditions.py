@@ -96,7 +96,7 @@ def parse_low(given: Group, size: int, network: Any) -> LowResolution:
 def of_batch(system: "System", batch: Batch, keys: Key) -> dict[str, Array]:
     """The batch's conditions, left out of some examples; labels that the network takes itself, it leaves out itself."""
     s, low = system.settings, system.low
-    names = {"labels": "label", **{name: name for name in ("tokens", "context", "embedding", "text_embedding", "low")}}
+    names = {"labels": "label", **{name: name for name in ("tokens", "context", "mask", "embedding", "text_embedding", "low")}}
     given = {name: batch[key] for name, key in names.items() if key in batch}
     if low is not None:
         own = _named(keys, "low_resolution")
@@ -148,6 +148,8 @@ def batch_spec(system: "System", size: int) -> dict[str, jax.ShapeDtypeStruct]:
         out["tokens"] = struct(system.text.length, dtype=jnp.int32)
     elif s.context is not None:
         out["context"] = struct(s.context["length"], s.context["width"])
+        if s.context.get("masked", False):
+            out["mask"] = struct(s.context["length"], dtype=jnp.bool_)
     if system.condition is not None:
         names = ("embedding", "text_embedding") if system.condition.text else ("embedding",)
         out |= {name: struct(system.condition.width) for name in names}

@@ -82,7 +82,8 @@ class Settings:
       labels: a batch holds `label`, which the network is shown.
       label_context: `classes`, `width` and `dropout`: the label is a learnt word, the one the network looks at (latent diffusion).
       text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
-      context: `length` and `width` of features that a batch holds as `context` in place of `tokens`.
+      context: `length` and `width` of features that a batch holds as `context` in place of `tokens`; `masked`: and `mask` bool[B, S] beside
+        them, False for those that are not looked at.
       context_dropout: share of captions that training replaces: tokens by zeros, features by zeros.
       embedding: fields of models.unclip.EmbeddingCondition: a picture's embedding, a batch's `embedding`, is shown (unCLIP's decoder).
       low_resolution: fields of conditions.LowResolution: pictures are enlarged.

@@ -38,7 +38,7 @@ class Chain:
     """The stages' predict functions, and how they meet.
 
     Attributes:
-      clip: `encode_image`, `encode_text`, and `token_features` where `words` or the prior take them.
+      clip: `encode_image`, `encode_text`, and `token_features` where `words` or the prior take them; `token_mask` if it has one.
       prior: `image_embedding`; None for a chain without.
       decoder: `embedding_to_image`, `invert`.
       upsamplers: `upsample`, in their order.
@@ -106,8 +106,10 @@ def caption_words(chain: Chain, params: Params, tokens: Int[Array, "B L"], kind:
     return tokens if kind == "tokens" else chain.clip["token_features"](params["clip"], tokens)
 
 
-def real_words(chain: Chain, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
-    """Which tokens are no padding: up to the end token, which some tokenizers pad with too."""
+def real_words(chain: Chain, params: Params, tokens: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+    """Which tokens are no padding, as CLIP's own `token_mask` has it, else up to the end token, which some tokenizers pad with too."""
+    if "token_mask" in chain.clip:
+        return chain.clip["token_mask"](params["clip"], tokens)
     if chain.end is None:
         return not_padding(tokens)
     ends = (tokens == chain.end).astype(jnp.int32)
@@ -120,14 +122,14 @@ def beside_words(chain: Chain, params: Params, tokens: Int[Array, "B L"], *, pri
     encode = lambda tokens: chain.clip["encode_text"](params["clip"], tokens)
     out: dict[str, Any] = {}
     if "mask" in told:
-        out["mask"] = real_words(chain, tokens)
+        out["mask"] = real_words(chain, params, tokens)
     if "text_embedding" in told:
         out["text_embedding"] = encode(tokens)
     if chain.empty is not None and kind == "features":
         empty = jnp.broadcast_to(chain.empty, tokens.shape)
         out["null"] = {"context": caption_words(chain, params, empty, kind)}
         out["null"] |= {"text_embedding": encode(empty)} if prior or "text_embedding" in told else {}
-        out["null"] |= {"mask": real_words(chain, empty)} if "mask" in told else {}
+        out["null"] |= {"mask": real_words(chain, params, empty)} if "mask" in told else {}
     return out
 
 

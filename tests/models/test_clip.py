@@ -185,6 +185,8 @@ def test_features_do_not_see_past_the_end_token(golden):
     encode = jax.jit(lambda t: tiny().apply({"params": params}, t, method="encode_text"))
     want = encode(jnp.asarray(tokens))
     np.testing.assert_array_equal(encode(jnp.asarray(after)), want)
+    own = tiny().apply({"params": params}, jnp.asarray(tokens), method="token_mask")
+    np.testing.assert_array_equal(own, np.arange(tokens.shape[1])[None] <= end[:, None])
     assert (jnp.abs(encode(jnp.asarray(before)) - want).max(axis=1) > 1e-3).all()
 
 

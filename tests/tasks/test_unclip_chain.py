@@ -148,7 +148,7 @@ def test_what_stages_are_told_beside():
 def test_the_end_token_may_be_what_pads():
     tokens = jnp.array([[8, 0, 9, 9, 9], [8, 1, 2, 3, 9], [8, 9, 0, 0, 0]], jnp.int32)
     want = [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    np.testing.assert_array_equal(unclip.real_words(dataclasses.replace(CHAIN, end=9), tokens), np.array(want, bool))
+    np.testing.assert_array_equal(unclip.real_words(dataclasses.replace(CHAIN, end=9), {}, tokens), np.array(want, bool))
 
 
 PICTURES = jnp.asarray(np.random.default_rng(1).uniform(0.2, 0.8, (2, SMALL, SMALL, 3)), jnp.float32)

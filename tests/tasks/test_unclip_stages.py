@@ -115,6 +115,12 @@ def test_unit_embeddings_have_no_length_and_the_mask_hides_words():
     masked = [seen(conditions.shown(system, 2, **given, mask=mask), x) for given in (told, other)]
     np.testing.assert_allclose(masked[0], masked[1], atol=1e-6)
     assert float(jnp.abs(seen(conditions.shown(system, 2, **other), x) - whole).max()) > 1e-3
+    # In training a batch brings the mask, where the model says so.
+    learns = diffusion.parse(config_of(**{**DECODER, "context": {**DECODER["context"], "masked": True}}).model, jnp.float32)
+    spec = diffusion.batch_spec(learns, 2)
+    assert spec["mask"] == jax.ShapeDtypeStruct((2, LENGTH), jnp.bool_) and "mask" not in diffusion.batch_spec(system, 2)
+    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in spec.items()} | {"mask": mask}
+    np.testing.assert_array_equal(conditions.of_batch(learns, batch, keys_of(2))["mask"], mask)
 
 
 def test_what_training_leaves_out():
