@@ -372,7 +372,7 @@ def parse(model: Group, dtype: Any) -> System:
     if len(words) > 1:
         raise UserError(f"{where} has both {words[0]} and {words[1]}; the network looks at one kind of words")
     text = None if s.text is None else tower(s.text, TEXT_TOWERS, dtype, f"{where}.text")
-    for group, keys, more in (("context", ("length", "width"), ()), ("label_context", ("classes", "width"), ("dropout",))):
+    for group, keys, more in (("context", ("length", "width"), ("masked",)), ("label_context", ("classes", "width"), ("dropout",))):
         given = getattr(s, group) or {}
         for key in keys if given else ():
             get(given, key, f"{where}.{group}")
