@@ -33,7 +33,7 @@ def parsed(**model):
         ({**LABELS, **WORDS}, "has both labels and text"),
         ({"labels": True, "network": {**UNET, "classes": 3}, "label_context": {"classes": 3, "width": 8}}, "both labels and label_context"),
         ({"label_context": {"classes": 3, "width": 8, "dropou": 0.1}}, "unknown key 'dropou'; did you mean 'dropout'"),
-        ({"context": {"length": 3, "width": 8, "dropout": 0.1}}, "unknown key 'dropout'; known: length, width"),
+        ({"context": {"length": 3, "width": 8, "dropout": 0.1}}, "unknown key 'dropout'; known: length, masked, width"),
     ],
 )
 def test_model(model, message):
