@@ -7,6 +7,7 @@ N drawn, M real pictures, D features, K classes of the network that judges.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from mmjax.evals.precision_recall import precision_recall
 
 NEEDS = ()  # which, `draw` says
 ARGUMENTS = ("split", "batch_size", "transforms", "draw", "n", "seed", "features", "reference", "metrics")
-OPTIONAL = {"subsets": 100, "subset_size": 1000, "neighbour": 3, "splits": 10}
+OPTIONAL = {"subsets": 100, "subset_size": 1000, "neighbour": 3, "splits": 10, "write": ""}
 
 # Predict functions that draw pictures of 0..1, a picture a key -> what else they take of an example of the split, after its transforms.
 DRAWS = {"sample": None, "class_to_image": "label", "text_to_image": "tokens", "features_to_image": "context"}
@@ -64,6 +65,8 @@ class Fid:
         size = self.features.size
         drawn = self._drawn(params, judge, conditions)
         reference = frechet.of(real) if self.reference is None else self.reference
+        if self.options["write"] and jax.process_index() == 0:
+            frechet.write(self.options["write"], reference)
         order = np.random.default_rng(self.seed).permutation(self.n)  # conditions come in an order
         scores = self.compare(drawn[:, :size], drawn[order, size:], real, reference)
         return {**scores, "n": float(self.n), "reference_n": float(reference.count), "seed": float(self.seed)}
@@ -114,7 +117,8 @@ def make(predict: Mapping[str, Callable], config: Group, mesh: Mesh, data: Group
     """Config: `draw`, the predict function that draws, one of DRAWS; `n` pictures, and the `seed` of their keys; `batch_size`; `split`, of
     real pictures, whose `transforms` end in uint8 images and the condition (`label`, `tokens` or `context`); `features`, the network, as
     `features.open_features`; `reference`, a `.npz` of statistics, or "" for those of the split; `metrics`, of METRICS; `subsets` and
-    `subset_size` of KID, `neighbour` of precision and recall, `splits` of the Inception score.
+    `subset_size` of KID, `neighbour` of precision and recall, `splits` of the Inception score; `write`, a `.npz` into which the statistics
+    of the split's pictures go, for `reference` of later runs.
 
     Raises:
       UserError: an unknown value, a predict function the task does not have, a metric that what is given does not suffice for, or
@@ -161,6 +165,10 @@ def _check(predict: Mapping[str, Callable], config: Group) -> None:
             raise UserError(f"fid: metrics has {metric!r}{suggest(str(metric), METRICS)}")
         if metric in FROM_FEATURES and config["reference"]:
             raise UserError(f"fid: {metric} needs real pictures, and '{config['reference']}' is statistics alone; set reference to \"\"")
+    if config["reference"] and config["write"]:
+        raise UserError(f"fid: write is '{config['write']}', and '{config['reference']}' stands for the split's pictures; leave one out")
+    if config["write"] and not Path(config["write"]).absolute().parent.is_dir():
+        raise UserError(f"fid: write is '{config['write']}', and there is no such folder; make it first")
     if config["n"] < 2:
         raise UserError(f"fid: n is {config['n']}, expected at least two pictures")
     if "kid" in config["metrics"] and config["subset_size"] > config["n"]:

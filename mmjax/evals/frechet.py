@@ -113,6 +113,8 @@ def read(path: str, size: int | None = None) -> Statistics:
 
 
 def write(path: str | Path, statistics: Statistics) -> None:
-    """A `.npz` that `read` and its peers read: `mu`, `sigma`, and `count`."""
-    with open(path, "wb") as f:
+    """A `.npz` that `read` and its peers read: `mu`, `sigma`, and `count`; the file has its name only when it is whole."""
+    temporary = Path(f"{path}.part")
+    with open(temporary, "wb") as f:
         np.savez_compressed(f, mu=statistics.mean, sigma=statistics.covariance, count=np.int64(statistics.count))
+    temporary.replace(path)

@@ -101,10 +101,12 @@ def test_batch_size_and_mesh_change_nothing(data):
 
 
 def test_statistics_of_a_file(data, tmp_path):
-    statistics = frechet.of(quarters(real(data)[0])[:, :4])
-    frechet.write(tmp_path / "a.npz", statistics)
     path = str(tmp_path / "a.npz")
-    want = make(data, metrics=("frechet",))(PARAMS)
+    want = make(data, metrics=("frechet",), write=path)(PARAMS)
+    statistics, kept = frechet.of(quarters(real(data)[0])[:, :4]), frechet.read(path)
+    np.testing.assert_allclose(kept.mean, statistics.mean, rtol=1e-5)
+    np.testing.assert_allclose(kept.covariance, statistics.covariance, rtol=1e-4, atol=1e-8)
+    assert kept.count == statistics.count and [f.name for f in tmp_path.iterdir()] == ["a.npz"]
     assert make(data, metrics=("frechet",), reference=path)(PARAMS) == pytest.approx(want, rel=1e-4)
     shown = (("decode", {"channels": 1}), ("keep", {"keys": ("image",)}))
     unconditional = make(data, metrics=("frechet",), draw="sample", reference=path, transforms=shown)
@@ -118,6 +120,8 @@ def test_statistics_of_a_file(data, tmp_path):
         ({"draw": "text_to_image"}, "^fid: draw is 'text_to_image', and this task has the predict functions class_to_image, sample"),
         ({"metrics": ("fid",)}, "^fid: metrics has 'fid'; did you mean 'kid'"),
         ({"reference": "a.npz"}, "^fid: kid needs real pictures, and 'a.npz' is statistics alone"),
+        ({"reference": "a.npz", "write": "b.npz", "metrics": ("frechet",)}, "^fid: write is 'b.npz', and 'a.npz' stands for"),
+        ({"write": "none/b.npz"}, "^fid: write is 'none/b.npz', and there is no such folder"),
         ({"n": 1}, "^fid: n is 1"),
         ({"subset_size": 25}, "^fid: subset_size is 25, and n 24"),
         ({"features": {"type": "inception"}}, "^fid: features lacks 'weights'"),
