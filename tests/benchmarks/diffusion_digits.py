@@ -111,7 +111,7 @@ def measure(kind: str, workdir: Path, judge: Path, pictures: int, sweep: bool, d
 
 
 def grid(kind: str, workdir: Path, path: Path, data: list[str]) -> None:
-    """Ten pictures of each class, or a hundred of none; four times their size."""
+    """Ten pictures of each class, a row a class, or a hundred of none; four times their size, a pixel apart."""
     program, params = opened(workdir, data)
     draw, keys = DRAW.get(kind, "class_to_image"), jax.vmap(jax.random.key)(np.arange(100))
     given = ()
@@ -124,8 +124,9 @@ def grid(kind: str, workdir: Path, path: Path, data: list[str]) -> None:
         words = open_tokenizer(open_source(program.config.data, "train"), program.config.data.tokenizer)
         given = (words.encode([f"the digit {word}" for word in WORDS for _ in range(10)], 16),)
     x = np.asarray(jax.jit(program.task.predict[draw])(params, *given, keys))[..., 0]
-    rows = x.reshape(10, 10, 8, 8).transpose(0, 2, 1, 3).reshape(80, 80)
-    Image.fromarray(np.round(255 * rows).astype(np.uint8)).resize((320, 320), Image.NEAREST).save(path, optimize=True)
+    framed = np.pad(x, ((0, 0), (0, 1), (0, 1)), constant_values=0.5)
+    rows = framed.reshape(10, 10, 9, 9).transpose(0, 2, 1, 3).reshape(90, 90)
+    Image.fromarray(np.round(255 * rows).astype(np.uint8)).resize((360, 360), Image.NEAREST).save(path, optimize=True)
 
 
 def mean_of(rows: list[dict], *keys: str) -> str:
@@ -171,6 +172,8 @@ def plot(rows: list[dict], path: Path) -> None:
             (line,) = axis.plot(BUDGETS, [statistics.mean(v) for v in values], marker=".", label=solver)
             axis.fill_between(BUDGETS, [min(v) for v in values], [max(v) for v in values], color=line.get_color(), alpha=0.2)
         axis.set(title=kind, xlabel="network evaluations", xscale="log", yscale="log")
+        axis.set_xticks(BUDGETS, map(str, BUDGETS))
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("Frechet distance, classifier's features")
     axes[0][-1].legend(fontsize=7)
