@@ -10,8 +10,8 @@ What is done is not done again, and what was stopped goes on. `--only-train` tra
 towers alone are trained: `--kinds --only-train`. So several processes may share the work, each with its own kinds or seeds; two that need
 the same tower wait for each other. The table is then made by the same words without `--only-train`.
 
-Further words reach the runs of kinds, `lm.KEY=VALUE` and `vision.KEY=VALUE` those of a tower, `all.KEY=VALUE` all of them. `--examples`
-makes every set smaller, and `--count` asks fewer questions. All of it, in minutes, to see that it runs:
+Further words reach the runs of kinds; `lm.KEY=VALUE`, `vision.KEY=VALUE` those of a tower, `ungated.KEY=VALUE` those of one kind and
+`all.KEY=VALUE` all of them. `--examples` makes every set smaller, `--count` asks fewer questions. All of it in minutes, to see it run:
 
     python tests/benchmarks/flamingo_scenes.py --root DIR --out DIR/table.json --kinds flamingo vanilla --seeds 0 \\
         --examples 200 32 --count 16 all.steps=4 all.optim.warmup=2 vision.batch_size=32
@@ -82,7 +82,7 @@ def meant(name: str, words: list[str]) -> list[str]:
     parts = [(word.partition(".")[0], word) for word in words]
     wanted = ("all", name)
     own = [word.partition(".")[2] for first, word in parts if first in wanted]
-    return own if name in TOWERS else own + [word for first, word in parts if first not in ("all", *TOWERS)]
+    return own if name in TOWERS else own + [word for first, word in parts if first not in ("all", *TOWERS, *KINDS)]
 
 
 def smaller(config: str, args: argparse.Namespace) -> list[str]:
