@@ -145,7 +145,7 @@ def is_true(text: str, graph: dict) -> bool:
     """Whether a caption claims something and nothing false."""
     try:
         return bool(claims(text)) and not false_claims(text, graph)
-    except (Unreadable, ValueError, LookupError, TypeError, AttributeError, StopIteration):
+    except (Unreadable, ValueError, LookupError, TypeError, AttributeError, AssertionError, StopIteration):
         return False
 
 
