@@ -416,6 +416,7 @@ def _score(verbs: Any) -> None:
     score.add_argument("kind", choices=kinds, metavar="KIND", help=f"{', '.join(kinds[:-1])} or {kinds[-1]}")
     score.add_argument("--predictions", metavar="FILE", help="what a model said: JSON, or JSON lines")
     score.add_argument("--annotations", metavar="FILE", help="what it is held to, in the form its makers publish")
+    score.add_argument("--predicted_only", action="store_true", help="score the ids that are predicted, where only a part was asked")
     score.add_argument("--out", metavar="FILE.json", help="also write the scores here")
     drawn = score.add_argument_group("generated pictures")
     drawn.add_argument("--pictures", metavar="DIR", help="what a model drew")

@@ -42,6 +42,7 @@ def score_captions(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     source = _source(args)
     references = annotations.captions_of(source) if source else annotations.read_captions(args.annotations, args.split)
     predicted = predictions.read(args.predictions, predictions.CAPTION)
+    references = _of_those_asked(references, predicted, args)
     texts = predictions.matched(predicted, references, args.predictions, _asked(args))
     corpus, each = captions.score(list(references.values()), texts)
     intervals = {name: summary.bootstrap(values) for name, values in each.items()}
@@ -61,6 +62,7 @@ def score_answers(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise UserError(f"--split is for sources and Karpathy's caption files; '{args.annotations}' has no splits")
     questions = annotations.questions_of(source) if source else _READ[args.kind](args.annotations)
     predicted = predictions.read(args.predictions, predictions.ANSWER)
+    questions = _of_those_asked(questions, predicted, args)
     texts = predictions.matched(predicted, questions, args.predictions, _asked(args))
     pairs = list(zip(texts, questions.values(), strict=True))
     if args.kind == "vqa":
@@ -112,6 +114,11 @@ def _data(args: argparse.Namespace) -> ConfigDict:
         raise UserError("mmjax score: data.source is not set; name one with data.source=...")
     args.split = args.split or config.data.split
     return config.data
+
+
+def _of_those_asked(wanted: Mapping[str, Any], predicted: Mapping[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    """What predictions are held to: all, or with `--predicted_only` of the ids that they have. The scores say how many these are."""
+    return {key: value for key, value in wanted.items() if key in predicted or not args.predicted_only}
 
 
 def _asked(args: argparse.Namespace) -> str:

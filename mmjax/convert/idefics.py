@@ -13,7 +13,11 @@ from mmjax.convert.rules import Rule, identity, moved, reshape, tied, transpose,
 from mmjax.convert.source import Source
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer as tokenizers
-from mmjax.models import gated_xattn, perceiver
+from mmjax.models import gated_xattn, lm, perceiver
+from mmjax.models.gated_xattn import GatedCrossAttention
+from mmjax.models.lm import LanguageModel
+from mmjax.models.perceiver import Perceiver
+from mmjax.models.vit import ViT
 
 VISION = {
     **{
@@ -34,6 +38,10 @@ OWN = {
     **{"additional_vocab_size": 0, "alpha_type": "float", "cross_layer_interval": 1, "qk_layer_norms": False, "use_resampler": False},
     "eos_token_id": 2,
 }
+# What its classes have, and its config.json has no words for.
+TOWER = {"pre_norm": True, "patch_bias": False}
+LM = lm_config.complete({**lm.VARIANTS["llama-7b"]})
+UNSAID = ("attention_bias", "mlp_bias", "rope_theta", "rope_scaling", "head_dim", "num_key_value_heads")
 GATES = {"float": "scalar", "vector": "vector"}
 
 
@@ -168,23 +176,28 @@ def to_hf(config: Mapping[str, Any]) -> Target:
       UserError: a model that it cannot say: another form, placement or tower.
     """
     model = config["model"]
-    vision, seen = model["vision"], {**perceiver.FORMS["idefics"], **model["resampler"]}
+    vision, seen = {"eps": 1e-6, **model["vision"]}, {**perceiver.FORMS["idefics"], **model["resampler"]}
     block, text = {**gated_xattn.FORMS["idefics"], **model["xattn"]}, lm_config.complete(model["lm"])
     gate = {ours: theirs for theirs, ours in GATES.items()}.get(block.get("gate", "scalar"))
+    sizes = ("width", "heads", "head_width", "mlp", "eps")
     as_told = {
+        "vision.type": vision.get("type", "vit") == "vit" and model.get("class_token", False),
+        "vision": pieces.is_form(vision, ViT, TOWER, ("patch", "act", "depth", *sizes)),
+        "resampler.form": model["resampler"].get("form") == "idefics" and seen["mlp"] == 4 * vision.get("width", 0) == 4 * seen["width"],
+        "resampler": pieces.is_form(seen, Perceiver, perceiver.FORMS["idefics"], ("latents", "depth", "qk_norm", *sizes[:-1])),
         "xattn.form": model["xattn"].get("form") == "idefics" and gate is not None,
-        "resampler.form": model["resampler"].get("form") == "idefics" and seen["mlp"] == 4 * vision["width"] == 4 * seen["width"],
-        "xattn": (block["mlp"], block["heads"], block["act"]) == (text["mlp"], text["heads"], text["act"]) and gated_xattn.published(block),
-        "vision": vision.get("type", "vit") == "vit" and vision.get("pre_norm", False) and model.get("class_token", False),
+        "xattn": pieces.is_form(block, GatedCrossAttention, gated_xattn.FORMS["idefics"], ("gate", "qk_norm", "act", *sizes))
+        and all(block.get(name) == text[name] for name in ("mlp", "heads", "act", "eps"))
+        and block["head_width"] == text["width"] // text["heads"],
         "first": model.get("first", 0) == 0 and text["depth"] % model["every"] == 0,
         "attend": model.get("attend", "last") == "last",
-        "lm": text["norm"] == "rms" and text["gated"] and text["kv_heads"] is None and text["positions"] == "rope",
+        "lm": pieces.is_form(text, LanguageModel, LM, ("vocab", "length", "width", "depth", "heads", "mlp", "act", "tied", "eps")),
     }
     for name, right in as_told.items():
         if not right:
             raise UserError(f"model.{name} is not IDEFICS', and Hugging Face has no other class for it; mmjax convert import keeps it")
     written = {
-        **{key: value for key, value in llama.out(text).items() if key not in ("attention_bias", "mlp_bias", "rope_scaling", "head_dim")},
+        **{key: value for key, value in llama.out(text).items() if key not in UNSAID},
         **{"architectures": ["IdeficsForVisionText2Text"], "model_type": "idefics", "additional_vocab_size": model.get("new_tokens", 0)},
         **{"alpha_type": gate, "cross_layer_interval": model["every"], "qk_layer_norms": block["qk_norm"] != "none"},
         **{"use_resampler": True, "eos_token_id": model.get("end_token", 2)},
@@ -204,7 +217,6 @@ def to_hf(config: Mapping[str, Any]) -> Target:
             **{"hidden_act": hf_config.THEIRS[vision["act"]], "layer_norm_eps": vision["eps"]},
         },
     }
-    written.pop("num_key_value_heads")
     return Target(HF_IDEFICS, (), {"config.json": written, **_preprocessor(config.get("preprocess"))}, "model")
 
 

@@ -23,12 +23,15 @@ from mmjax.convert.source import Source
 from mmjax.convert.tensors import Tensor
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer as tokenizers
-from mmjax.models import gated_xattn
+from mmjax.models import gated_xattn, perceiver
+from mmjax.models.gated_xattn import GatedCrossAttention
+from mmjax.models.perceiver import Perceiver
 
 TOLD = "open_flamingo.json"
 PARTS = ("lm", "clip")
 NEW = ("<|endofchunk|>", "<image>", "<PAD>")  # what its tokenizer is extended by, the last where there is no padding token
 HEAD_WIDTH = 64  # of all heads, which no tensor tells
+SIZES = ("width", "heads", "head_width", "mlp")
 # Where language models of a family have their blocks, their token table and their head, with other names of it.
 BLOCKS = {"mpt": "transformer.blocks", "gpt_neox": "gpt_neox.layers", "llama": "model.layers", "opt": "model.decoder.layers"}
 TABLES = {
@@ -251,6 +254,10 @@ def _xattn(theirs: str, ours: str) -> list[Rule]:
 # --- out ----------------------------------------------------------------------------------------------------------------
 
 
+def _has_form(fields: Mapping[str, Any], module: type, form: Mapping[str, Any], free: Collection[str]) -> bool:
+    return (fields.get("form"), fields.get("head_width")) == ("open_flamingo", HEAD_WIDTH) and pieces.is_form(fields, module, form, free)
+
+
 def target(config: Mapping[str, Any]) -> Target:
     """A folder with the checkpoint, `lm` and `clip` as Hugging Face's, and `open_flamingo.json`.
 
@@ -260,9 +267,8 @@ def target(config: Mapping[str, Any]) -> Target:
     model, pre = config["model"], config.get("preprocess")
     text, vision = lm_config.complete(model["lm"]), {"eps": 1e-6, **model["vision"]}
     as_told = {
-        "xattn": (model["xattn"].get("form"), model["xattn"].get("head_width"), gated_xattn.published(model["xattn"]))
-        == ("open_flamingo", HEAD_WIDTH, True),
-        "resampler": model["resampler"].get("form") == "open_flamingo" and model["resampler"].get("head_width") == HEAD_WIDTH,
+        "xattn": _has_form(model["xattn"], GatedCrossAttention, gated_xattn.FORMS["open_flamingo"], SIZES),
+        "resampler": _has_form(model["resampler"], Perceiver, perceiver.FORMS["open_flamingo"], ("depth", "latents", "frames", *SIZES)),
         "first": model.get("first", 0) == model["every"] - 1,
         "vision": vision.get("type", "vit") == "vit" and vision.get("pre_norm", False) and not model.get("class_token", False),
         "new_tokens": not model.get("new_tokens"),

@@ -3,7 +3,19 @@
 Tensors of PyTorch's Linear are [out, in]; `{i}` counts blocks.
 """
 
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from mmjax.convert.rules import Op, Rule, conv, identity, patches, reshape, split, transpose
+
+HOW = ("form", "type", "parent", "name", "dtype", "scan", "remat", "backend", "dropout")  # fields that say nothing of what is computed
+
+
+def is_form(fields: Mapping[str, Any], module: type, form: Mapping[str, Any], free: Collection[str]) -> bool:
+    """Whether a module of these fields is of a published form but for those that are `free`: what a config.json has no words for."""
+    plain = {f.name: f.default for f in dataclasses.fields(module) if f.name not in (*HOW, *free)} | dict(form)
+    return all({**plain, **fields}[name] == value for name, value in plain.items() if name not in free)
 
 
 def dense(theirs: str, ours: str, bias: bool = True) -> list[Rule]:

@@ -155,7 +155,7 @@ def from_pretrained(
     if mesh is not None:
         places = tree.flatten(sharding.params_shardings(tree.unflatten(model.shapes), tree.unflatten(model.axes), mesh))
     params = {name: place(leaf, places[name]) for name, leaf in found.items()}
-    words = _tokenizer(opened.source.words, opened.config.get("added_tokens", ()))
+    words = _tokenizer(opened.source.words, opened.config.get("added_tokens", ()), opened.config.get("added_from"))
     return Pretrained(opened.config, tree.unflatten(params), words, model.predict)
 
 
@@ -186,5 +186,5 @@ def _resized(opened: Opened, size: int, dtype: np.dtype, mesh: Any, found: dict[
     return dataclasses.replace(opened, config=config), model, out
 
 
-def _tokenizer(folder: Path, added: Sequence[str]) -> Tokenizer | None:
-    return tokenizers.load(folder).extended(added) if any((folder / name).is_file() for name in tokenizers.FILES) else None
+def _tokenizer(folder: Path, added: Sequence[str], first: int | None) -> Tokenizer | None:
+    return tokenizers.load(folder).extended(added, first) if any((folder / name).is_file() for name in tokenizers.FILES) else None

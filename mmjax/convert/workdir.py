@@ -23,7 +23,7 @@ from mmjax.core.errors import UserError, suggest
 from mmjax.data.interleave import special
 from mmjax.data.source import open_source
 from mmjax.data.stream import overlaid
-from mmjax.models import autoencoder_kl, clip, lm, unet_classifier
+from mmjax.models import autoencoder_kl, clip, flamingo, lm, unet_classifier
 
 CHECKPOINTS = "checkpoints"
 # Of config.model of task "diffusion", beside `network`: what there is to know of a network that is sampled from.
@@ -31,6 +31,8 @@ SAMPLED = (
     *("path", "prediction", "sigma_data", "normalised", "condition", "time_scale", "variance", "labels", "sampler"),
     *("label_context", "uncertainty", "embedding", "low_resolution", "last_until", "context_dropout"),
 )
+# Of config.model of task "flamingo", beside the model: what its training needs.
+TRAINED_BY = ("streams", "weights", "train", "frozen_dtype", "z_loss", "chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,13 +181,15 @@ def _language_model(config: ConfigDict) -> dict[str, Part]:
 
 
 def _flamingo(config: ConfigDict) -> dict[str, Part]:
-    training = ("streams", "weights", "train", "frozen_dtype")
-    model = {key: value for key, value in to_dict(config.model).items() if key not in training}
+    fields = with_variant(to_dict(config.model), flamingo.VARIANTS, "config.model")
+    model = {key: value for key, value in fields.items() if key not in TRAINED_BY}
+    model["lm"] = with_variant(model["lm"], lm.VARIANTS, "config.model.lm")
     steps = [group.get("transforms", ()) for group in (config.data, *config.data.streams.values())]
     rows = next((dict(args) for chain in steps for name, args in chain if name == "interleave"), {})
     layout = rows.get("layout", "flamingo")
     seen = _normalised(rows.get("picture", ()), config.model.size, config.model.channels)
-    return {"flamingo": Part(model, ("", ""), {"family": "flamingo", "written": layout, "added_tokens": special(layout), **seen})}
+    added = {"added_tokens": special(layout)} | ({"added_from": rows["first"]} if rows.get("first") is not None else {})
+    return {"flamingo": Part(model, ("", ""), {"family": "flamingo", "written": layout, **added, **seen})}
 
 
 _PARTS: dict[str, Callable[[ConfigDict], dict[str, Part]]] = {

@@ -65,10 +65,16 @@ def beam_search(prompt: Prompt, options: Options, *, negative: Prompt | None = N
         running, best = _run_on(candidates, ends, beams)
         found = _ended(s, candidates, stop, ends, options)
         places = jnp.arange(rows)[:, None] * beams + jnp.take_along_axis(parents, best, axis=1)
-        cache = jax.tree.map(lambda x: jnp.take(x, places.reshape(-1), axis=0), cache)
-        return _State(s.t + 1, running, found, s.open & _may_improve(running, found, s.t + 1, options), cache)
+        return _State(s.t + 1, running, found, s.open & _may_improve(running, found, s.t + 1, options), _moved(cache, s.cache, places))
 
     return jax.lax.while_loop(lambda s: (s.t < new) & s.open.any(), body, _start(prompt, step, cache, stops, options)).found
+
+
+def _moved(cache: Cache, before: Cache, places: Int[Array, "B K"]) -> Cache:
+    """The cache with rows where their beams are now. What a step hands on as it was given it was copied from a prompt and is equal for
+    all beams of a row: keys and values of pictures, which are most of some caches, stay where they are."""
+    move = lambda x, old: x if x is old else jnp.take(x, places.reshape(-1), axis=0)
+    return jax.tree.map(move, cache, before)
 
 
 def _start(prompt: Prompt, step: Any, cache: Cache, stops: Stops, options: Options) -> _State:

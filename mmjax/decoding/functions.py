@@ -37,7 +37,14 @@ def functions(
       inputs: names of further arrays that the functions take and `begin` is given, rows in front.
     """
 
-    unrolled = jax.jit(unrolled)  # what it leaves as it is comes out as the same arrays, not as copies
+    compiled, as_they_are = jax.jit(unrolled), {}
+
+    def apart(params: Any) -> Any:
+        """What `unrolled` makes; those of the same form, which it leaves, as the same arrays: what is compiled would copy them."""
+        form = jax.tree.structure(params)
+        if form not in as_they_are:
+            as_they_are[form] = jax.tree.structure(jax.eval_shape(unrolled, params)) == form
+        return params if as_they_are[form] else compiled(params)
 
     def prompt(params: Any, given: Mapping[str, Array], new: int) -> Prompt:
         tokens, lengths, *_ = given["tokens"], given["lengths"]
@@ -77,7 +84,7 @@ def functions(
         if (how.guidance != 1) != (other is not None):
             raise UserError(f"decoding: guidance is {how.guidance} {'without' if other is None else 'with'} a negative prompt; give both")
         keys = rng.per_example(key, jnp.arange(len(given["tokens"]))) if key.ndim == 0 else key
-        return written(unrolled(params), given, other, keys, how)
+        return written(apart(params), given, other, keys, how)
 
     def log_likelihood(params, tokens, answers, answer_lengths, *, lengths=None, together: int = TOGETHER, **more) -> Array:
         """float32[B, A]: log-probability of answers after prompts, -inf where an answer has no token. Arguments as of `generate`, and
@@ -90,9 +97,9 @@ def functions(
         _check_ids(answers, vocab, "answers")
         given = {"tokens": tokens, "lengths": lengths, **{k: v for k, v in more.items() if v is not None}}
         given = _checked(given, "prompt", inputs=inputs, new=answers.shape[2], context=context, vocab=vocab)
-        return ranked(unrolled(params), given, answers, answer_lengths, together)
+        return ranked(apart(params), given, answers, answer_lengths, together)
 
-    return {"generate": generate, "log_likelihood": log_likelihood, "unrolled": unrolled}
+    return {"generate": generate, "log_likelihood": log_likelihood, "unrolled": apart}
 
 
 def _checked(given: dict, what: str, *, inputs: Collection[str], new: int, context: int | None, vocab: int) -> dict[str, Array]:

@@ -131,7 +131,7 @@ class FewShot:
     def _chosen(self, params: Params) -> Callable[[int, int], Int[np.ndarray, "n"]]:
         """(number of an item, how many are wanted) -> examples, with some to spare, the last the nearest."""
         c, count = self.config, len(self.support.items)
-        if c["retrieval"] == "random":
+        if c["retrieval"] == "random" or not count:
             among = np.sort(np.random.default_rng(c["seed"]).permutation(count)[: c["support_size"] or count]).astype(np.int64)
             return lambda i, n: prompts.random_examples(n, c["seed"], i, among)
         ours = self.features(params, self.support)
@@ -384,12 +384,19 @@ def _sets(c: Mapping[str, Any], data: Group) -> tuple[Asked, Asked, Any]:
             out.append(few_shot_sets.of_files(c[files], kind, c[split] or None, classes))
         elif kind == "prompts" and files == "support_files":
             out.append(out[0])  # their examples are in them
+        elif files == "support_files" and not _shows_examples(c):
+            out.append(dataclasses.replace(out[0], items=(), where="no examples"))  # to read a whole split for nothing takes long
         else:
             source = open_source(data, c[split])
             out.append(few_shot_sets.of_source(source, kind))
     if max(c["shots"]) > len(out[1].items):
         raise UserError(f"few_shot: {max(c['shots'])} shots, and {out[1].where} has {len(out[1].items)} examples")
     return out[0], out[1], source
+
+
+def _shows_examples(c: Mapping[str, Any]) -> bool:
+    """Whether anything is taken from the examples: what stands in prompts, or the answers to choose from."""
+    return bool(max(c["shots"]) or (0 in c["shots"] and c["text_only"]) or (c["closed"] and not len(c["classes"])))
 
 
 def _writer(predict: Mapping[str, Callable], c: Mapping[str, Any], marks: Marks) -> Callable:

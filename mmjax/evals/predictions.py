@@ -40,7 +40,8 @@ def matched(predicted: Mapping[str, str], wanted: Iterable[str], path: str, aske
     wanted = list(wanted)
     missing = [key for key in wanted if key not in predicted]
     if missing:
-        raise UserError(f"'{path}' has no prediction for {_some(missing)} of the {len(wanted)} ids of {asked}; expected one for each")
+        lacking = f"{_some(missing)} of the {len(wanted)} ids of {asked}"
+        raise UserError(f"'{path}' has no prediction for {lacking}; expected one for each, or --predicted_only")
     known = set(wanted)
     strange = [key for key in predicted if key not in known]
     if strange:

@@ -4,9 +4,6 @@ OpenFlamingo's (Awadalla et al. 2023) and IDEFICS' (Laurençon et al. 2023); and
 B batch, L tokens, D their width, S visual tokens (latents of all images of a row), M their width, H heads, K head width.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -34,11 +31,6 @@ FORMS = {
     # what the table's count says: 2.4 billion parameters in place of 3.2, of which 24 times 8 * 2048^2 are 0.8.
     "vanilla": {"place": "within", "dense": False, "gate": "none", "media_norm": True},
 }
-
-
-def published(fields: Mapping[str, Any]) -> bool:
-    """Whether a block stands where those of all published weights do, and has what those have."""
-    return fields.get("place", "before") == "before" and fields.get("dense", True) and fields.get("gate", "scalar") != "none"
 
 
 class CrossAttention(nn.Module):

@@ -58,6 +58,16 @@ def test_answers(files, tmp_path, capsys, kind, predicted, asked, accuracy, by):
     assert f"{100 * accuracy:.2f}" in capsys.readouterr().out
 
 
+def test_a_part_that_was_asked(files, tmp_path):
+    """Evaluations may ask some questions of a set: only with the flag are these all."""
+    asked = [{"question_id": i, "answer": "red", "type": "t"} for i in range(3)]
+    words = ["score", "qa", *files([{"question_id": 2, "answer": "red"}, {"question_id": 1, "answer": "blue"}], asked)]
+    assert main(words) == 2
+    assert main([*words, "--predicted_only"]) == 0
+    made = json.loads((tmp_path / "o.json").read_text())
+    assert made["count"] == 2 and made["scores"]["accuracy"]["mean"] == 0.5
+
+
 def test_a_source(files, tmp_path, capsys):
     from mmjax.core import config
     from mmjax.data.source import open_source

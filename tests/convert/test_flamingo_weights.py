@@ -1,6 +1,8 @@
 """OpenFlamingo's and IDEFICS' checkpoints against their libraries (tests/golden/open_flamingo.py, idefics.py), in and out."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +10,19 @@ import numpy as np
 import pytest
 
 import mmjax
-from mmjax.convert import idefics, open_flamingo, safetensors, transfer
+from mmjax.convert import flamingo as family
+from mmjax.convert import idefics, open_flamingo, safetensors, transfer, workdir
 from mmjax.convert.pretrained import open_checkpoint
 from mmjax.convert.rules import moved
 from mmjax.convert.source import Source
+from mmjax.core import config as config_lib
 from mmjax.core import tree
 from mmjax.core.errors import UserError
 from mmjax.layers import masks
-from mmjax.models import gated_xattn, perceiver
+from mmjax.models import flamingo, gated_xattn, perceiver
 from mmjax.models.gated_xattn import GatedCrossAttention
 from mmjax.models.perceiver import Perceiver
+from mmjax.tasks import flamingo as flamingo_task
 from tests.convert.by_rules import assert_comes_back, imported, shapes_of
 from tests.golden.weights import normal, tensors
 from tests.models.torch_layouts import Golden, deviation
@@ -26,6 +31,7 @@ OPEN, IDEFICS = Golden("open_flamingo"), Golden("idefics")
 CONFIGS = {name: json.loads(str(golden["configs"])) for name, golden in (("open", OPEN), ("idefics", IDEFICS))}
 PIXELS = jnp.asarray(normal("pixels", (2, 2, 1, 16, 16, 3)))
 IMAGE = 41
+PAPERS = Path(__file__).resolve().parents[2] / "configs" / "flamingo" / "papers.py"
 CLOSE = 1e-5  # of the largest entry
 
 
@@ -181,7 +187,51 @@ def test_the_first_release():
     np.testing.assert_array_equal(head.op.inverse(kernel)[0], normal("head", (40, 8)))
 
 
+def test_a_run_at_published_size_is_a_model():
+    """What its training needs is left out, variants are their fields, and its new tokens keep the ids that its rows had."""
+    config = config_lib.load(f"{PAPERS}:open_flamingo-3b")
+    part = workdir._flamingo(config)["flamingo"]
+    assert flamingo.build(part.model) == flamingo.build(
+        flamingo.VARIANTS["open_flamingo-3b"] | {"lm": {"variant": "mpt-1b", "remat": "full"}}
+    )
+    assert "width 2048, depth 24" in family.says(part.model)
+    assert part.further["added_from"] == 50432 == part.model["image_token"] - 1
+    assert {f.name for f in dataclasses.fields(flamingo_task.Options)} | {"streams"} == set(workdir.TRAINED_BY)
+
+
 # Bad input.
+
+
+VANILLA = {"form": "vanilla", "heads": 8, "head_width": 64}
+NEITHER = {  # as `with_` changes a model
+    "xattn": ({"xattn": VANILLA}, {"xattn/gate": "none"}, {"xattn/media_norm": True}),
+    "resampler": ({"resampler": {"type": "mlp", "width": 24, "depth": 2, "mlp": 96}}, {"resampler/joint_norm": True}),
+    "vision": ({"vision": {"type": "nfnet", "depths": (1, 1, 1, 1)}},),
+    "attend": ({"attend": "previous"},),
+    "lm": ({"lm/rope_base": 500.0}, {"lm/kv_heads": 1}),  # of OpenFlamingo's, families of language models say what they can write
+}
+
+
+def with_(model, change):
+    """A copy; a key "a/b" is one field of a group."""
+    out = {name: dict(x) if isinstance(x, dict) else x for name, x in model.items()}
+    for name, value in change.items():
+        group, _, field = name.partition("/")
+        out |= {group: {**out[group], field: value} if field else value}
+    return out
+
+
+@pytest.mark.parametrize(
+    ("target", "folder", "form"), [(idefics.to_hf, idefics_folder, "published"), (open_flamingo.target, open_flamingo_folder, "mpt")]
+)
+def test_what_no_published_form_has_is_refused_by_name(target, folder, form, tmp_path):
+    """The ablations, and fields that a published config.json has no words for."""
+    config = open_checkpoint(folder(form, tmp_path)).config
+    target(config)
+    for named, changes in NEITHER.items():
+        for change in changes if named != "lm" or form == "published" else ():
+            with pytest.raises(UserError, match=rf"^model\.{named}\S* is not (IDEFICS'|OpenFlamingo's)"):
+                target({**config, "model": with_(config["model"], change)})
 
 
 def test_a_checkpoint_alone_says_what_it_lacks(tmp_path):

@@ -169,6 +169,23 @@ def test_wide_beams_find_the_best_texts():
         np.testing.assert_array_equal(value, getattr(got, name)[:, 0])
 
 
+def test_beams_move_what_they_wrote_and_nothing_else():
+    """What no step changes, as the keys and values of pictures, is the same for all beams of a row: no step gathers it."""
+    kept, shown = jnp.zeros((2, 9), jnp.int32), jnp.zeros((2, 11, 13))
+
+    def forward(tokens, start, cache):
+        logits, new = toy.forward(tokens, start, {"kept": cache["kept"]})
+        return logits + cache["shown"].sum((1, 2))[:, None, None], {**new, "shown": cache["shown"]}
+
+    search = lambda kept, shown: beam_search(
+        Prompt(forward, {"kept": kept, "shown": shown}, kept[:, :4], jnp.array([4, 2])), Options(5, beams=3)
+    )
+    jaxpr = str(jax.make_jaxpr(search)(kept, shown))
+    gathered = [line for line in jaxpr.splitlines() if " gather[" in line or "_take" in line]
+    assert "f32[6,11,13]" in jaxpr and any("i32[6,9]" in line for line in gathered)
+    assert not any("f32[6,11,13]" in line for line in gathered)
+
+
 @pytest.mark.parametrize(
     ("early", "full", "short"),  # whether the search goes on with two ended texts, and with one
     [(True, False, True), (False, False, True), ("never", True, True)],
@@ -224,6 +241,14 @@ def test_what_a_task_offers_is_compiled_once_for_a_shape(offered):
         got = offered["generate"]({}, given.tokens, jax.random.key(0), lengths=given.lengths, max_new_tokens=7)
         assert np.asarray(got.tokens).tolist() == [by_hand(text, Options(7))[0] for text in texts]
     assert TRACED == [(3, 4), (3, 1)]
+
+
+def test_weights_that_are_unrolled_are_no_copies():
+    """jit alone would copy what passes through it, every weight in every call."""
+    one_by_one = lambda params: dict(zip("ab", params["ab"], strict=True)) if "ab" in params else params
+    unrolled = functions(begin, unrolled=one_by_one, context=12, vocab=VOCAB)["unrolled"]
+    apart = unrolled({"ab": jnp.arange(2.0)})
+    assert apart == {"a": 0.0, "b": 1.0} and all(x is apart[name] for name, x in unrolled(apart).items())
 
 
 ROW = np.array([[1, 2, 3]])

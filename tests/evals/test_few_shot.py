@@ -165,6 +165,8 @@ def test_without_or_with_another_picture_it_guesses(make):
     evaluate = make(pictures="none", shots=(2,))
     evaluate({})
     assert not any("<I>" in s for s in prompts_seen(evaluate)) and all(images.max() == 0 for *_, images in SEEN)
+    for retrieval in ("random", "rices"):  # where no example is shown, none is read
+        assert make(text_only=0, support="no such split", retrieval=retrieval)({})["accuracy_0"] == 1.0
 
 
 def test_closed_answers_are_ranked_and_averaged_over_orders(make):
