@@ -15,6 +15,10 @@ Arguments: `ddpm`, the default, unconditional with a cosine schedule; `flow_clas
 words; `edm`, EDM told the digit; `dit`, a transformer in place of the U-Net; `reflow`, the 2-rectified flow that follows `flow_class`: it
 starts from that run's average and is trained on its pairs of noise and sample, whose guidance it has learnt; `classifier`, of noisy digits,
 which guides `ddpm`; `smoke`, seconds. data.path of `reflow` is the set of pairs, caches/digits_pairs if not given.
+
+A run takes some seven minutes of one core. A classifier that is right on 98.1 % of real scans finds the class asked for in 99.6 %
+(`flow_class`), 99.7 % (`flow_text`) and 96.5 % (`edm`) of pictures, means of three seeds; 4.63, 5.32 and 4.37 bits a dimension by the ODE
+(`ddpm`, `flow_class`, `edm`). docs/reproducing.md has all of it; no paper reports these scans.
 """
 
 from ml_collections import ConfigDict
