@@ -48,6 +48,7 @@ def test_accumulation_agrees_with_the_whole_batch():
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_augmentation_are_on():
     """Without either, the numbers are others: so the agreement above is not of models that draw nothing."""
     whole = losses("classification/digits.py", {"data": 1}, devices=1)

@@ -29,11 +29,11 @@ def step_of(scan, *words):
     "words",
     [
         ["optim.name=adamw"],
-        ["optim.name=adafactor", "optim.args.min_dim_size_to_factor=8"],
+        pytest.param(["optim.name=adafactor", "optim.args.min_dim_size_to_factor=8"], marks=pytest.mark.slow),
         pytest.param(["optim.name=lion"], marks=pytest.mark.slow),
         pytest.param(["optim.name=sgd"], marks=pytest.mark.slow),
         pytest.param(["optim.name=muon"], marks=pytest.mark.slow),
-        ["optim.name=sgd", "optim.agc=0.01", "optim.agc_rules=(('head/.*', False), ('.*', True))"],
+        pytest.param(["optim.name=sgd", "optim.agc=0.01", "optim.agc_rules=(('head/.*', False), ('.*', True))"], marks=pytest.mark.slow),
         pytest.param(["optim.name=adamw", "optim.layer_decay=0.5"], marks=pytest.mark.slow),
     ],
     ids=lambda words: " ".join(words),

@@ -112,6 +112,7 @@ def test_a_case_against_a_peer(case, tmp_path, capsys, small, peer_script):
     assert case in table and "x" in table and "roofline" in table and table.strip() in err
 
 
+@pytest.mark.slow
 def test_info_nce_needs_no_peer(tmp_path, capsys, small):
     code, out, err = run(tmp_path, capsys, "info-nce", "pairs=48", "width=16", "tile=16")
     assert code == 0, err

@@ -23,7 +23,8 @@ def error(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmjax: error: ")]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", pytest.param("shards", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "shards"])
 def test_a_run_goes_on_with_a_moved_set_and_not_with_a_changed_one(kind, tmp_path, capsys):
     fixed = ["--config", CLASSIFY, "--workdir", str(tmp_path / "run"), *QUIET, f"data.source={kind}"]
     if kind == "jsonl":

@@ -154,7 +154,7 @@ def hashes(source, transform, count, hosts=1, **options):
     return out
 
 
-@pytest.fixture(scope="module", params=["one level", "two levels", "mixture"])
+@pytest.fixture(scope="module", params=["one level", pytest.param("two levels", marks=pytest.mark.slow), "mixture"])
 def streams(request, digits):
     if request.param == "one level":
         return (*digits, Order(len(digits[0]), 3))

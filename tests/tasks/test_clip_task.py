@@ -79,8 +79,8 @@ def dense(loss):
 @pytest.mark.parametrize(
     ("loss", "devices", "how"),
     [
-        ("info_nce", 1, {"encode_chunk": 8}),
-        ("info_nce", 8, {"form": "gathered"}),
+        pytest.param("info_nce", 1, {"encode_chunk": 8}, marks=pytest.mark.slow),
+        pytest.param("info_nce", 8, {"form": "gathered"}, marks=pytest.mark.slow),
         ("sigmoid", 8, {"form": "ring", "tile": 3}),
         pytest.param("distill", 8, {"encode_chunk": 8, "form": "ring", "tile": 3}, marks=pytest.mark.slow),
     ],

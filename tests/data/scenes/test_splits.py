@@ -72,7 +72,7 @@ def test_words_are_split():
     assert 20 <= len(HELD_OUT_WORDS) <= 60
 
 
-@pytest.mark.parametrize("config", ["objects", "counting"])
+@pytest.mark.parametrize("config", ["objects", pytest.param("counting", marks=pytest.mark.slow)])
 def test_biased_has_the_stated_correlation_and_train_has_not(config):
     for split, share, room in (("biased", BIAS_STRENGTH, 0.04), ("train", 1 / 9.0, 0.06)):
         drawn = Counter()
