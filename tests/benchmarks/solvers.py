@@ -23,6 +23,13 @@ import jax  # noqa: E402
 from mmjax.diffusion.prediction import PREDICTIONS  # noqa: E402
 from tests.diffusion import solver_grid as grid  # noqa: E402
 
+HEAD = """\
+# Every path, prediction and solver on a Gaussian mixture
+
+Written by `python tests/benchmarks/solvers.py`; what the columns are: [reproducing.md](reproducing.md#every-path-prediction-and-solver).
+
+"""
+
 
 def measure(paths: list[str], predictions: list[str], solvers: list[str], samples: int) -> list[dict]:
     """One row a path x solver, with a ratio for every prediction."""
@@ -71,11 +78,11 @@ def main() -> None:
     about = {
         "samples": args.samples,
         "jax": jax.__version__,
-        "machine": platform.processor(),
+        "machine": platform.machine(),
         "seconds": round(time.perf_counter() - began),
     }
     args.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    args.table.write_text(text)
+    args.table.write_text(HEAD + text)
 
 
 if __name__ == "__main__":
