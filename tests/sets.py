@@ -6,7 +6,10 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
+
+from mmjax.core import config as config_lib
 
 
 def picture(i: int, size=(8, 8), mode="L", kind="PNG") -> bytes:
@@ -27,6 +30,13 @@ def write_jsonl(folder: Path, count: int, broken=()) -> Path:
         lines.append(json.dumps({"image": name, "label": i % 10, "caption": f"picture {'of many things ' * (i % 7)}{i}"}))
     (folder / "set.jsonl").write_text("\n".join(lines) + "\n")
     return folder / "set.jsonl"
+
+
+def jsonl_data(folder: Path, count: int, broken=()) -> ConfigDict:
+    """Config `data` of the set that `write_jsonl` writes."""
+    group = config_lib.base().data
+    group.source, group.path = "jsonl", str(write_jsonl(folder, count, broken))
+    return group
 
 
 def write_shards(folder: Path, counts) -> Path:

@@ -15,9 +15,8 @@ PAIRS is what `mmjax cache` made of images with the embeddings of CLIP, a run of
                 893,318,086 parameters, as many as the published ones. Its schedule of training is not published; here the paper's
     scenes32, scenes64   on scenes of up to six objects, for an accelerator; 16 pixels are in configs/unclip/chain.py
 
-For `karlo` cache encode_image:embedding,encode_text:text_embedding,token_features:context,token_mask:mask
---keep image. For scenes the set is
-runs/unclip/pairs of configs/unclip/clip.py:objects. No run at full size has been made with this code.
+For `karlo` cache encode_image:embedding,encode_text:text_embedding,token_features:context,token_mask:mask with --keep image. For
+scenes the set is runs/unclip/pairs of configs/unclip/clip.py:objects. No run at full size has been made with this code.
 """
 
 from ml_collections import ConfigDict

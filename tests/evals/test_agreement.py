@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mmjax.core import config as config_lib
 from mmjax.core import sharding
 from mmjax.core.errors import UserError
 from mmjax.evals import agreement, features
-from tests.sets import write_jsonl
+from tests.sets import jsonl_data
 
 COUNT, N = 40, 50
 SHOWN = (("decode", {"channels": 1}), ("keep", {"keys": ("image", "label")}))
@@ -27,9 +26,7 @@ def judge(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    group = config_lib.base().data
-    group.source, group.path = "jsonl", str(write_jsonl(tmp_path_factory.mktemp("agreement"), COUNT, broken=(5,)))
-    return group
+    return jsonl_data(tmp_path_factory.mktemp("agreement"), COUNT, broken=(5,))
 
 
 def draw(params, labels, keys):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from mmjax.core import config as config_lib
 from mmjax.core import rng, sharding
 from mmjax.core.errors import UserError
 from mmjax.evals import likelihood
-from tests.sets import write_jsonl
+from tests.sets import jsonl_data
 
 COUNT, SEED = 20, 4
 SHOWN = (("decode", {"channels": 1}), ("normalize", {"mean": 0.5, "std": 0.5}), ("keep", {"keys": ("image", "label")}))
@@ -19,9 +18,7 @@ GROUP = {"split": "train", "batch_size": 8, "transforms": SHOWN, "seed": SEED, "
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    group = config_lib.base().data
-    group.source, group.path = "jsonl", str(write_jsonl(tmp_path_factory.mktemp("likelihood"), COUNT, broken=(5,)))
-    return group
+    return jsonl_data(tmp_path_factory.mktemp("likelihood"), COUNT, broken=(5,))
 
 
 def bits(params, images, labels, keys, *, bound=False, gain=1.0):

@@ -11,7 +11,6 @@ from PIL import Image
 
 import mmjax
 from mmjax.convert.pretrained import Pretrained
-from mmjax.core import config as config_lib
 from mmjax.core import rng, sharding
 from mmjax.core.errors import UserError
 from mmjax.data import tokenizer as tokenizers
@@ -20,7 +19,7 @@ from mmjax.evals import clip_score, features, fid, frechet
 from mmjax.evals.inception_score import inception_score
 from mmjax.evals.kid import kid
 from mmjax.evals.precision_recall import precision_recall
-from tests.sets import write_jsonl
+from tests.sets import jsonl_data
 
 COUNT, N, SEED = 40, 24, 3
 SHOWN = (("decode", {"channels": 1}), ("keep", {"keys": ("image", "label")}))
@@ -44,9 +43,7 @@ def judge(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    group = config_lib.base().data
-    group.source, group.path = "jsonl", str(write_jsonl(tmp_path_factory.mktemp("fid"), COUNT, broken=(5,)))
-    return group
+    return jsonl_data(tmp_path_factory.mktemp("fid"), COUNT, broken=(5,))
 
 
 def mesh(**sizes):

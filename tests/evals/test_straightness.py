@@ -11,7 +11,7 @@ from mmjax.core import rng, sharding
 from mmjax.core.errors import UserError
 from mmjax.diffusion import walk
 from mmjax.tasks import diffusion
-from tests.sets import write_jsonl
+from tests.sets import jsonl_data
 
 COUNT, SIZE, SEED = 20, 8, 4
 DIT = {"type": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2, "classes": 10, "label_dropout": 0.1}
@@ -22,9 +22,7 @@ GROUP = {"type": "straightness", "split": "train", "batch_size": 5, "transforms"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    group = config_lib.base().data
-    group.source, group.path = "jsonl", str(write_jsonl(tmp_path_factory.mktemp("straightness"), COUNT, broken=(5,)))
-    return group
+    return jsonl_data(tmp_path_factory.mktemp("straightness"), COUNT, broken=(5,))
 
 
 def task_of(**model):
