@@ -1,4 +1,4 @@
-"""Text-conditional rectified flow in the latents of `scenes`, its text tower trained along.
+"""Text-conditional rectified flow in the latents of `scenes`.
 
     mmjax train --config configs/diffusion/autoencoder.py --workdir runs/scenes_ae
     mmjax cache --workdir runs/scenes_ae --predict encode --split train --keep captions --out caches/scenes_latents
@@ -7,9 +7,11 @@
     mmjax sample --workdir runs/scenes_flow --prompt "a red circle" --prompt "a blue star" --num 16 --guidance 3 --out pictures
 
 SCALE is 1 / `latent_std` of the autoencoder's evaluation, so that the flow sees latents of about unit variance. data.path is the cached
-set, caches/scenes_latents if not given. The evaluation draws a picture for each stored prompt and an exact oracle reads it. Arguments:
-`flow`, the default; `few`, one or two objects in the latents of autoencoder.py:few, on two cores, judged by prompts of one and of two
-objects; `smoke`, seconds, pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
+set, caches/scenes_latents if not given. The evaluation draws a picture for each stored prompt and an exact oracle reads it. The text tower
+is trained along; with model.weights.text=CLIP it begins as that run's, and optim.freeze='("text/.*",)' leaves it there. Arguments:
+`flow`, the default; `few`, one or two objects in the latents of autoencoder.py:few, on two cores, told by the text tower of
+configs/unclip/clip.py:few as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`, seconds,
+pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +44,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     scenes = {"config": "few" if few else "objects", "pixels": c.model.size, "train": sizes[0], "evaluation": sizes[1]}
     c.data.scenes = ConfigDict(scenes)
     words = (("pick_caption", {}), ("tokenize", {"length": length}))
+    if few:
+        c.model.weights.text, c.optim.freeze = "runs/unclip/clip", ("text/.*",)
     if cached:
         c.data.source, c.data.path = "cached", "caches/scenes_latents"
         c.data.transforms = (("rename", {"keys": {"value": "latent"}}), *words, ("keep", {"keys": ("latent", "tokens")}))
@@ -79,6 +83,7 @@ def model(kind: str, length: int, cached: bool) -> ConfigDict:
     """Config `model`. `kind`: of FIRST_STAGES."""
     small, few, stage = kind == "smoke", kind == "few", FIRST_STAGES[kind]
     widths = {"smoke": (16, 32), "few": (32, 64), "flow": (96, 192)}[kind]
+    width, depth, heads = {"smoke": (16, 1, 2), "few": (64, 2, 2), "flow": (192, 4, 4)}[kind]
     network = {
         "type": "unet",
         "channels": widths,
@@ -90,8 +95,8 @@ def model(kind: str, length: int, cached: bool) -> ConfigDict:
         "out_channels": stage["latent"],
         "groups": 8,
         "scale_shift": True,
+        "vector": width,
     }
-    width, depth, heads = {"smoke": (16, 1, 2), "few": (64, 2, 2), "flow": (192, 4, 4)}[kind]
     return ConfigDict(
         {
             "size": 32 if small else 64,
@@ -102,6 +107,7 @@ def model(kind: str, length: int, cached: bool) -> ConfigDict:
             "density": {"name": "logit_normal"},
             "time_scale": 1000.0,
             "text": {"vocab": VOCAB, "length": length, "width": width, "depth": depth, "heads": heads, "mlp": 4 * width},
+            "weights": {"text": ""},
             "latent": {"autoencoder": stage, "scale": 1.0, "cached": cached},
             "sampler": {"solver": "euler", "steps": 2 if small else 25 if few else 50, "guidance": 3.0},
         }

@@ -27,10 +27,12 @@ from mmjax.models.clip import TEXT_TOWERS, tower
 from mmjax.tasks import conditions, diffusion_sampling
 from mmjax.tasks.conditions import LowResolution, batch_spec
 from mmjax.tasks.diffusion_sampling import Sampler
+from mmjax.tasks.weights import reader
 
 # `type` of config.model.network -> the file that has its VARIANTS and `build`.
 NETWORKS = {"unet": unet, "song_unet": song_unet, "edm2": edm2, "dit": dit}
 LOSSES = ("simple", "hybrid", "bound")
+ROOTS = {"text": "text"}  # parts that may come from other weights, and what holds them there
 IMPORTANCE = "importance"  # the density that follows the loss; the others are in diffusion.density
 
 
@@ -81,7 +83,10 @@ class Settings:
         a teacher's (reflow): in place of pictures or latents a batch holds `noise` and `sample`, as predict function `pairs` makes them.
       labels: a batch holds `label`, which the network is shown.
       label_context: `classes`, `width` and `dropout`: the label is a learnt word, the one the network looks at (latent diffusion).
-      text: fields of a text tower and its `type`; its features of every token are the network's context. A batch then holds `tokens`.
+      text: fields of a text tower and its `type`; its features of every token are the network's context, and its feature of the whole text
+        the network's `vector` where that has a width. A batch then holds `tokens`.
+      weights: `text`: the workdir of a CLIP or published weights whose text tower a fresh run starts with; "" for none. It is trained along
+        unless `optim.freeze` names it, ("text/.*",).
       context: `length` and `width` of features that a batch holds as `context` in place of `tokens`; `masked`: and `mask` bool[B, S] beside
         them, False for those that are not looked at.
       context_dropout: share of captions that training replaces: tokens by zeros, features by zeros.
@@ -111,6 +116,7 @@ class Settings:
     labels: bool = False
     label_context: Group | None = None
     text: Group | None = None
+    weights: Group = dataclasses.field(default_factory=dict)
     context: Group | None = None
     context_dropout: float = 0.1
     embedding: Group | None = None
@@ -141,6 +147,11 @@ class System:
             return s.size, s.size, s.channels
         side = s.size // self.first_stage.factor
         return side, side, self.first_stage.latent
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the network takes the text's own feature beside those of its tokens."""
+        return self.text is not None and getattr(self.network, "vector", 0) > 0
 
     @property
     def has_context(self) -> bool:
@@ -184,11 +195,13 @@ class System:
         """What the network takes, of what a caller gives."""
         if self.settings.label_context is not None:
             return {"context": self.word.apply({"params": params["label_context"]}, given["labels"])[:, None]}
-        context = given.get("context")
+        context, more = given.get("context"), {"labels": given["labels"]} if given.get("labels") is not None else {}
         if self.text is not None:
-            context = self.text.apply({"params": params["text"]}, given["tokens"], _named(keys, "text"), method="sequence")
-        labels = {"labels": given["labels"]} if given.get("labels") is not None else {}
-        return labels | conditions.network_inputs(self, params, given, context)
+            tokens = given["tokens"]
+            context = self.text.apply({"params": params["text"]}, tokens, _named(keys, "text"), method="sequence")
+            if self.pooled:
+                more["vector"] = jnp.take_along_axis(context, self.text.place(tokens)[:, None, None], axis=1)[:, 0]
+        return more | conditions.network_inputs(self, params, given, context)
 
     def denoiser(self, params: Params, given: Mapping[str, Array], times: Any = None) -> prediction.Denoiser:
         """(x, t) -> Denoised under these conditions; with twice the examples of them, the second half is given nothing."""
@@ -281,6 +294,7 @@ def make(config: ConfigDict) -> Task:
         predict=diffusion_sampling.predict(system, parse_sampler(system)),
         frozen=(*frozen, "first_stage/.*") if system.first_stage is not None else tuple(frozen),
         state=("moments/.*",) if importance else (),
+        weights=reader(s.weights, ROOTS, lambda: split_axes(boxed(jax.random.key(0)))[0]),
         can_accumulate=s.coupling != "optimal_transport" or s.coupling_group is not None,
         **post,
     )
@@ -335,6 +349,7 @@ def _init(system: System, key: Key) -> PyTree:
         tokens = jnp.zeros((1, system.text.length), jnp.int32)
         out["text"] = system.text.init(keys["text"], tokens, method="sequence")["params"]
         given["context"] = jnp.zeros((1, system.text.length, system.text.width))
+        given |= {"vector": jnp.zeros((1, system.text.width))} if system.pooled else {}
     elif s.context is not None:
         given["context"] = jnp.zeros((1, s.context["length"], s.context["width"]))
     elif s.label_context is not None:
@@ -425,6 +440,7 @@ def _check(system: System) -> None:
     if s.uncertainty and s.loss != "simple":
         raise UserError(f"{where}.uncertainty divides a squared error, loss 'simple'; loss is {s.loss!r}")
     _check_channels(system, where)
+    _check_text(system, where)
     if not 0 <= s.context_dropout < 1:
         raise UserError(f"{where}.context_dropout is {s.context_dropout}, expected a share from 0 to 1")
     for one, other in (("embedding", "label_context"), ("low_resolution", "latent")):
@@ -434,6 +450,23 @@ def _check(system: System) -> None:
         if getattr(s, other) is not None:
             raise UserError(f"{where} has both labels and {other}, and no function draws pictures of both: leave one of them out")
     _check_coupling(system, where)
+
+
+def _check_text(system: System, where: str) -> None:
+    s, width = system.settings, getattr(system.network, "vector", 0)
+    for name, path in s.weights.items():
+        if name not in ROOTS:
+            raise UserError(f"{where}.weights names {name!r}{suggest(name, ROOTS)}")
+        if path and system.text is None:
+            raise UserError(f"{where}.weights.{name} is '{path}', and there is no {where}.{name} to take it")
+    if not width:
+        return
+    if system.text is None or not hasattr(system.text, "place"):
+        raise UserError(
+            f"{where}.network.vector is {width}, a text's own feature: set {where}.text to a tower that has one, type 'transformer'"
+        )
+    if width != system.text.width:
+        raise UserError(f"{where}.network.vector is {width}, the width of {where}.text is {system.text.width}: make them equal")
 
 
 def _check_channels(system: System, where: str) -> None:

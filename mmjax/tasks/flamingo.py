@@ -8,23 +8,21 @@ token), `resampler.type` "mlp", `train` with "lm" (the language model learns too
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from mmjax.convert.flamingo import predict
-from mmjax.convert.pretrained import from_pretrained
-from mmjax.core import rng, tree
-from mmjax.core.config import Group, get, kwargs_for
+from mmjax.core import rng
+from mmjax.core.config import get, kwargs_for
 from mmjax.core.errors import UserError, suggest
 from mmjax.core.types import Array, Batch, Key, Params, Task
-from mmjax.layers import split_axes, stack_params, unstack_params
+from mmjax.layers import split_axes
 from mmjax.models import flamingo
 from mmjax.models.flamingo import Flamingo, check_images
 from mmjax.objectives.next_token import next_token
+from mmjax.tasks.weights import reader
 
 TOWERS = ("vision", "lm")  # come from elsewhere and are frozen
 ROOTS = {"vision": "image", "lm": "lm"}  # what holds them in other checkpoints
@@ -96,9 +94,7 @@ def make(config: ConfigDict) -> Task:
         frozen=tuple(f"{name}/.*" for name in TOWERS if name not in options.train),
         limits={f"{name}/tokens": model.lm.vocab for name in streams},
         check=lambda batch: _check_batch(batch, model),
-        weights=(lambda: read_weights(options.weights, jax.eval_shape(lambda: split_axes(boxed(jax.random.key(0)))[0])))
-        if options.weights
-        else None,
+        weights=reader(options.weights, ROOTS, lambda: split_axes(boxed(jax.random.key(0)))[0]),
     )
 
 
@@ -111,7 +107,7 @@ def parse(config: ConfigDict) -> tuple[Options, dict[str, Stream], Flamingo]:
     m, where = dict(config.model.items()), "config.model"
     own = {f.name for f in dataclasses.fields(Options)}
     given = {"weights": {}} | {k: m.pop(k) for k in own & set(m)}
-    options = Options(**{**given, "weights": {name: path for name, path in given["weights"].items() if path}})
+    options = Options(**{**given, "weights": dict(given["weights"])})
     given = m.pop("streams", {})
     model = flamingo.build(m, jnp.dtype(config.dtype), where)
     for key, names in (("train", options.train), ("weights", options.weights)):
@@ -191,37 +187,3 @@ def within(segments: Array) -> Array:
     places = jnp.arange(segments.shape[1])[None]
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     return places - jax.lax.cummax(jnp.where(starts, places, 0), axis=1)
-
-
-def read_weights(paths: Mapping[str, str], wanted: Params) -> dict[str, Any]:
-    """Towers out of other checkpoints, as host arrays: a language model's `lm`, the `image` tower of a CLIP.
-
-    Raises:
-      UserError: a checkpoint without such a tower, or one of other shapes, with those that differ.
-    """
-    out = {}
-    for name, path in paths.items():
-        found = from_pretrained(path).params
-        root = ROOTS[name]
-        if root not in found:
-            raise UserError(f"config.model.weights.{name}: '{path}' has no {root!r}, it has {', '.join(sorted(found))}")
-        like = tree.flatten(wanted[name])
-        held = tree.flatten(_stacked_as(found[root], like))
-        wrong = [path for path, x in like.items() if path not in held or held[path].shape != x.shape]
-        if wrong:
-            first = wrong[0]
-            got = list(held[first].shape) if first in held else "nothing"
-            raise UserError(
-                f"config.model.weights.{name}: '{path}' is another model than config.model.{name}: {len(wrong)} parameters differ, "
-                f"{first} is {list(like[first].shape)} and there {got}"
-            )
-        out[name] = tree.unflatten({p: np.asarray(held[p]) for p in like})
-    return out
-
-
-def _stacked_as(params: Params, like: Group) -> Params:
-    """Layers in one array or one by one, as `like` has them."""
-    stacked = lambda paths: any(p.startswith("blocks/") or "/blocks/" in p for p in paths)
-    if stacked(like) == stacked(tree.flatten(params)):
-        return params
-    return stack_params(params) if stacked(like) else unstack_params(params)

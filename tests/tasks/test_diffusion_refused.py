@@ -12,6 +12,7 @@ from mmjax.tasks import diffusion, diffusion_sampling
 
 DIT = {"type": "dit", "patch": 4, "width": 16, "depth": 1, "heads": 2}
 UNET = {"type": "unet", "channels": (8,), "groups": 4, "in_channels": 1, "out_channels": 1}
+CROSS = {**UNET, "kind": "cross"}
 LABELS = {"labels": True, "network": {**DIT, "classes": 3, "label_dropout": 0.1}}
 WORDS = {"text": {"vocab": 20, "length": 5, "width": 12, "depth": 1, "heads": 2, "mlp": 24}}
 EDM2 = {"type": "edm2", "width": 32, "multiples": (1, 2), "attention": (0, 0), "in_channels": 1, "out_channels": 2}
@@ -33,6 +34,13 @@ def parsed(**model):
         ({**LABELS, **WORDS}, "has both labels and text"),
         ({"labels": True, "network": {**UNET, "classes": 3}, "label_context": {"classes": 3, "width": 8}}, "both labels and label_context"),
         ({"label_context": {"classes": 3, "width": 8, "dropou": 0.1}}, "unknown key 'dropou'; did you mean 'dropout'"),
+        ({**WORDS, "network": {**CROSS, "vector": 16}}, "vector is 16, the width of config.model.text is 12: make them equal"),
+        (
+            {"context": {"length": 3, "width": 12}, "network": {**CROSS, "vector": 12}},
+            "vector is 12, a text's own feature: set config.model.t",
+        ),
+        ({**WORDS, "network": CROSS, "weights": {"txt": "CLIP"}}, "weights names 'txt'; did you mean 'text'"),
+        ({"weights": {"text": "CLIP"}}, "weights.text is 'CLIP', and there is no config.model.text to take it"),
         ({"context": {"length": 3, "width": 8, "dropout": 0.1}}, "unknown key 'dropout'; known: length, masked, width"),
     ],
 )

@@ -1,5 +1,7 @@
 """The diffusion task: loss by formula, guidance by definition, noise of each example its own, and what does not fit refused."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from mmjax.core.errors import UserError
 from mmjax.diffusion import density
 from mmjax.diffusion import path as paths
 from mmjax.diffusion.walk import draw
+from mmjax.tasks import diffusion, weights
 
 pytestmark = pytest.mark.slow  # minutes of compilation in all
 
@@ -120,6 +123,32 @@ def test_a_picture_follows_from_its_key_and_words():
     way = task.predict["text_to_image"](params, tokens, keys_of(4), trajectory=True)
     assert way.shape == (4, 4, SIZE, SIZE, 3)
     np.testing.assert_allclose(way[-1], together, atol=2e-5)
+
+
+def test_a_text_s_own_feature_is_the_network_s_vector():
+    """Only the token that ends a text makes its feature: with words that nobody looks at, it alone tells two texts apart."""
+    unet = {"type": "unet", "channels": (8,), "groups": 4, "in_channels": 1, "out_channels": 1, "kind": "cross", "vector": 12}
+    unet |= {"attention": (0,), "mid_attention": 0, "blocks": 1}
+    system = diffusion.parse(ConfigDict({"size": SIZE, "channels": 1, "network": unet, "text": TEXT, **FLOW}), jnp.float32)
+    params = moved(task_of(network=unet, text=TEXT, **FLOW).init(jax.random.key(0)))
+    tokens = jnp.array([[1, 2, 19, 0, 0], [1, 3, 19, 0, 0], [1, 2, 19, 4, 4]])
+    told = jax.jit(lambda tokens: system.conditions(params, {"tokens": tokens}))(tokens)
+    np.testing.assert_array_equal(told["vector"], told["context"][:, 2])
+    seen = jax.jit(lambda tokens: system.apply(params, jnp.ones((3, SIZE, SIZE, 1)), jnp.full(3, 500.0), {"tokens": tokens}))(tokens)
+    assert float(jnp.abs(seen[0] - seen[1]).max()) > 1e-3
+    np.testing.assert_allclose(seen[0], seen[2], atol=1e-5)  # what stands behind the end reaches nothing
+
+
+def test_the_text_tower_of_a_clip_begins_a_run(monkeypatch):
+    model = {**FLOW, "network": {**DIT, "context": True}, "text": TEXT}
+    like = jax.eval_shape(task_of(**model).init, jax.random.key(0))["text"]
+    held = {"image": {}, "text": jax.tree.map(lambda x: np.full(x.shape, 3.0, np.float32), like)}
+    monkeypatch.setattr(weights, "from_pretrained", lambda path: SimpleNamespace(params={"CLIP": held, "LM": {"lm": {}}}[path]))
+    given = task_of(**model, weights={"text": "CLIP"}).weights()
+    assert set(given) == {"text"} and jax.tree.structure(given["text"]) == jax.tree.structure(like)
+    assert task_of(**model, weights={"text": ""}).weights is None
+    with pytest.raises(UserError, match="'LM' has no 'text', it has lm"):
+        task_of(**model, weights={"text": "LM"}).weights()
 
 
 def test_another_path_is_solved_on():

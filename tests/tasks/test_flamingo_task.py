@@ -12,7 +12,7 @@ from mmjax.core import state, tree
 from mmjax.core.config import base
 from mmjax.core.errors import UserError
 from mmjax.layers import stack_params
-from mmjax.tasks import flamingo, make
+from mmjax.tasks import flamingo, make, weights
 
 VOCAB, SIZE, CHUNK, IMAGE = 20, 8, 20, 21
 STREAMS = {"pairs": {"batch": 2, "length": 6, "weight": 0.2}, "documents": {"batch": 2, "length": 12, "images": 2, "packed": True}}
@@ -148,7 +148,7 @@ def test_towers_come_from_other_checkpoints(monkeypatch, task):
     filled = lambda t, value: jax.tree.map(lambda x: np.full(x.shape, value, np.float32), t)
     clip, text = {"image": {**filled(like["vision"], 2.0), "map": np.zeros(3)}, "text": {}}, {"lm": stack_params(filled(like["lm"], 3.0))}
     held = {"CLIP": clip, "LM": text, "BIG": {"lm": filled(jax.tree.map(lambda x: np.zeros((*x.shape, 2)), like["lm"]), 1.0)}}
-    monkeypatch.setattr(flamingo, "from_pretrained", lambda path: SimpleNamespace(params=held[path]))
+    monkeypatch.setattr(weights, "from_pretrained", lambda path: SimpleNamespace(params=held[path]))
     given = make(config(weights={"vision": "CLIP", "lm": "LM"})).weights()
     assert set(given) == {"vision", "lm"} and set(tree.flatten(given)) == {
         p for p in tree.flatten(like) if p.startswith(("vision/", "lm/"))
@@ -157,13 +157,13 @@ def test_towers_come_from_other_checkpoints(monkeypatch, task):
         float(x.max()) for x in jax.tree.leaves(given["lm"])
     } == {3.0}
     assert make(config(weights={"vision": "", "lm": ""})).weights is None
-    for weights, message in (
+    for paths, message in (
         ({"lm": "CLIP"}, "'CLIP' has no 'lm', it has image, text"),
         ({"lm": "BIG"}, "'BIG' is another model than config.model.lm: .* parameters differ"),
         ({"vison": "CLIP"}, "weights names 'vison'; did you mean 'vision'"),
     ):
         with pytest.raises(UserError, match=message):
-            make(config(weights=weights)).weights()
+            make(config(weights=paths)).weights()
 
 
 def test_what_is_frozen_and_in_which_type():
