@@ -1,7 +1,7 @@
 """What a model of small scenes gets right of one and of two objects: colours, shapes, and which belongs to which, each counted by itself.
 
 GenEval's categories ask for all at once; here a picture drawn for "a red circle and a blue star" is also asked whether there is a red thing
-and a blue thing. Every score stands beside chance: what pictures of the other prompts of the same kind get. As an evaluation, of a model
+and a blue thing, which may be blobs of no known shape. Every score stands beside chance: what pictures of the other prompts of the same kind get. As an evaluation, of a model
 that draws texts; a chain of stages is scored by `mmjax eval --pipeline`.
 
 P prompts, S pixels a side.
@@ -24,7 +24,7 @@ from mmjax.data.scenes import draw, splits
 from mmjax.data.scenes.describe import Description
 from mmjax.data.scenes.prompts import Requirement, parse, phrase
 from mmjax.data.scenes.sample import sample
-from mmjax.data.scenes.world import Scene
+from mmjax.data.scenes.world import Object, Scene
 from mmjax.data.source import open_source
 from mmjax.evals import artist, oracle, summary
 from mmjax.evals.artist import Artist
@@ -106,7 +106,8 @@ def score(drawn: UInt8[np.ndarray, "P S S 3"], asked: Sequence[Asked], workers: 
         which = [i for i, one in enumerate(asked) if category in one.requirements]
         if not which:
             continue
-        table = _table([asked[i].requirements[category] for i in which], [readings[i] for i in which])
+        shapeless = all("shape" not in names.get(category, ()) for names in ASKED.values())
+        table = _table([asked[i].requirements[category] for i in which], [_shown(readings[i], shapeless) for i in which])
         met[category] = np.diag(table).copy()
         texts = np.array([asked[i].text for i in which])
         others = table[texts[:, None] != texts]
@@ -114,9 +115,14 @@ def score(drawn: UInt8[np.ndarray, "P S S 3"], asked: Sequence[Asked], workers: 
     return Score({name: summary.mean(values) for name, values in met.items()}, chance, met)
 
 
-def _table(requirements: Sequence[Requirement], readings: Sequence[Reading]) -> Bool[np.ndarray, "n n"]:
+def _shown(reading: Reading, shapeless: bool) -> list[Object]:
+    """The picture's objects; with `shapeless` its blobs too, for what asks for no shape."""
+    things = [seen.object() for seen in reading.objects]
+    return [*things, *(Object("circle", blob.colour, "medium", 0.5, 0.5) for blob in reading.blobs)] if shapeless else things
+
+
+def _table(requirements: Sequence[Requirement], shown: Sequence[Sequence[Object]]) -> Bool[np.ndarray, "n n"]:
     """Whether picture j meets what prompt i asks."""
-    shown = [[seen.object() for seen in reading.objects] for reading in readings]
     return np.array([[requirement.met(objects) for objects in shown] for requirement in requirements])
 
 

@@ -2,7 +2,8 @@
 
 It knows the vocabulary and how things are drawn, and nothing of the scene it looks at. A spot of colour is what stands out of the
 background on the way to one colour of the palette; it is an object if some shape, drawn in the best place, looks like it. Blur and
-noise, which generated pictures have, are estimated and drawn along. What no shape explains is not reported.
+noise, which generated pictures have, are estimated and drawn along. What no shape explains is no object: if it is one spot of a clear
+colour it is reported as a blob, else not at all.
 """
 
 import concurrent.futures
@@ -30,6 +31,8 @@ DROWNED = 0.5  # nor where the noise alone would be so much of a misfit
 VISIBLE = 0.6  # so much of a thing must show
 RADII = (0.06, 0.48)
 MOST = 24  # objects in a picture
+LEAST_BLOB = 0.006  # of the picture; smaller spots without a shape are none
+WIDEST_BLOB = 0.56  # of its side; nor are wider ones, as stripes are
 BLURS = (0.0, 0.4, 0.7, 1.0, 1.4, 1.9, 2.5)
 
 
@@ -54,11 +57,20 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
+class Blob:
+    """A spot of a colour that no shape explains; `area` is a share of the picture."""
+
+    colour: str
+    area: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Reading:
     """What is in a picture, the largest object first; nothing where nothing is."""
 
     objects: tuple[Seen, ...] = ()
     word: SeenWord | None = None
+    blobs: tuple[Blob, ...] = ()
 
 
 def read(images: Shaped[np.ndarray, "N H W 3"], workers: int = 0) -> list[Reading]:
@@ -100,15 +112,18 @@ def _read_one(image: Shaped[np.ndarray, "H W 3"]) -> Reading:
     if view is None:
         return Reading()
     word = oracle_words.take(view)
-    objects = _objects(view)
-    if oracle_view.patches(view)[1].mean() > UNKNOWN:
+    objects, blobs, rest = _things(view)
+    if rest.mean() > UNKNOWN:
         return Reading()
-    return Reading(tuple(objects), word)
+    return Reading(tuple(objects), word, tuple(blobs))
 
 
-def _objects(view: View) -> list[Seen]:
-    """What the picture's spots are, the widest first: what lies inside another thing is looked at against it."""
+def _things(view: View) -> tuple[list[Seen], list[Blob], Bool[np.ndarray, "S S"]]:
+    """What the picture's spots are, the widest first: what lies inside another thing is looked at against it. Then where it stands out and is
+    neither object nor blob."""
     found: list[Seen] = []
+    blobs: list[Blob] = []
+    known = np.zeros((view.size, view.size), bool)
     refused = np.zeros((view.size, view.size), bool)
     blur = None
     left, out = oracle_view.patches(view)
@@ -123,6 +138,10 @@ def _objects(view: View) -> list[Seen]:
                 left = [*patch.parts, *left]
             else:
                 refused |= patch.mask
+                blob = _blob(view, patch)
+                if blob is not None:
+                    blobs.append(blob)
+                    known |= patch.mask
             continue
         seen, spot, shares = best
         found.append(seen)
@@ -131,7 +150,19 @@ def _objects(view: View) -> list[Seen]:
             left, out = oracle_view.patches(view)
         else:
             out = out & ~patch.mask
-    return found
+    return found, blobs, oracle_view.patches(view)[1] & ~known
+
+
+def _blob(view: View, patch: Patch) -> Blob | None:
+    """The patch as a spot of its colour; None if it is too small, too wide, or mottled."""
+    area = patch.area / view.size**2
+    width = max(patch.rows.stop - patch.rows.start, patch.columns.stop - patch.columns.start) / view.size
+    if area < LEAST_BLOB or width > WIDEST_BLOB:
+        return None
+    spots = view.raw[patch.mask] - view.palette[patch.colour]
+    inner = np.linalg.norm(spots, axis=1)
+    inner = inner[inner <= np.median(inner)]  # its edge is mixed with what is behind
+    return Blob(COLOURS[patch.colour], area) if inner.mean() < OFF_COLOUR else None
 
 
 def _blur(view: View, patch: Patch, out: Bool[np.ndarray, "S S"]) -> float | None:

@@ -48,6 +48,19 @@ def test_the_scenes_own_pictures_have_everything_right(asked):
     assert 0 <= score.chance["two objects: bound"] <= score.chance["two objects: colours"] < 0.5
 
 
+def test_a_spot_has_a_colour_and_no_shape(asked):
+    """Halves of the objects, which are no shapes that the oracle knows, have their colours right and nothing else."""
+    one = [dataclasses.replace(a.scene.objects[0], x=0.5, size="large", radius=0.0) for a in asked[:COUNT]]
+    left = [dataclasses.replace(a.scene, objects=(), word=None) for a in asked[:COUNT]]
+    whole = attributes.pictures(
+        [dataclasses.replace(a, scene=dataclasses.replace(s, objects=(o,))) for a, s, o in zip(asked, left, one, strict=False)], 64
+    )
+    none = attributes.pictures([dataclasses.replace(a, scene=s) for a, s in zip(asked, left, strict=False)], 64)
+    half = np.where((np.arange(64) < 32)[:, None], whole, none)
+    found = attributes.score(half, asked[:COUNT]).categories
+    assert found["one object: colour"].mean >= 5 / 6 and found["one object: shape"].mean <= 1 / 6
+
+
 def test_what_is_wrong_is_wrong_in_its_own_category(asked):
     """Two objects that have exchanged their colours: every colour and shape is there, and nothing is bound. Shapes must stay where they
     are, for an exchanged one may not find room."""
