@@ -29,8 +29,8 @@ words=("$@")
 for word in "${words[@]}"; do
   [[ $word =~ ^(all|clip|prior|decoder|upsampler)\..+= ]] || die "'$word': expected ROLE.key=value, ROLE one of all, clip, prior, decoder, upsampler"
 done
-set_name=${SET:-few}
-case $set_name in few | objects | smoke) ;; *) die "SET=$set_name: expected few, objects or smoke" ;; esac
+set_name=${SET:-clear}
+case $set_name in clear | objects | smoke) ;; *) die "SET=$set_name: expected clear, objects or smoke" ;; esac
 cd "$root"
 
 make_env .venv tensorboard

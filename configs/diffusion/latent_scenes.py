@@ -9,8 +9,8 @@
 SCALE is 1 / `latent_std` of the autoencoder's evaluation, so that the flow sees latents of about unit variance. data.path is the cached
 set, caches/scenes_latents if not given. The evaluation draws a picture for each stored prompt and an exact oracle reads it. The text tower
 is trained along; with model.weights.text=CLIP it begins as that run's, and optim.freeze='("text/.*",)' leaves it there. Arguments:
-`flow`, the default; `few`, one or two objects in the latents of autoencoder.py:few, on two cores, told by the text tower of
-configs/unclip/clip.py:few as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`, seconds,
+`flow`, the default; `clear`, one or two objects in the latents of autoencoder.py:clear, on two cores, told by the text tower of
+configs/unclip/clip.py:clear as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`, seconds,
 pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
 """
 
@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
-KINDS = ("flow", "few", "smoke", "smoke_cached")
+KINDS = ("flow", "clear", "smoke", "smoke_cached")
 VOCAB, LENGTH = 1024, 96  # of the tokenizer beside the set; every caption fits
-# As configs/diffusion/autoencoder.py has them: `scenes`, `few`, `smoke`.
+# As configs/diffusion/autoencoder.py has them: `scenes`, `clear`, `smoke`.
 FIRST_STAGES = {
     "flow": {"latent": 4, "mults": (1, 2, 2), "width": 32, "blocks": 1, "groups": 8},
-    "few": {"latent": 4, "mults": (1, 2, 2), "width": 16, "blocks": 1, "groups": 4},
+    "clear": {"latent": 4, "mults": (1, 2, 2), "width": 16, "blocks": 1, "groups": 1},
     "smoke": {"latent": 2, "mults": (1, 2), "width": 8, "blocks": 1, "groups": 4},
 }
 
@@ -34,17 +34,17 @@ def get_config(arg: str | None = None) -> ConfigDict:
     kind = arg or "flow"
     if kind not in KINDS:
         raise UserError(f"config argument {kind!r}{suggest(kind, KINDS)}")
-    small, few, cached = kind.startswith("smoke"), kind == "few", kind != "smoke"
-    length = 24 if few else LENGTH
+    small, clear, cached = kind.startswith("smoke"), kind == "clear", kind != "smoke"
+    length = 24 if clear else LENGTH
     c = base()
     c.task = "diffusion"
-    c.steps, c.batch_size = (4, 16) if small else (4000, 64) if few else (10_000, 128)
+    c.steps, c.batch_size = (4, 16) if small else (4000, 64) if clear else (10_000, 128)
     c.model = model(kind.removesuffix("_cached"), length, cached)
-    sizes = (64, 16) if small else (15_000, 500) if few else (20_000, 1_000)
-    scenes = {"config": "few" if few else "objects", "pixels": c.model.size, "train": sizes[0], "evaluation": sizes[1]}
+    sizes = (64, 16) if small else (15_000, 500) if clear else (20_000, 1_000)
+    scenes = {"config": "clear" if clear else "objects", "pixels": c.model.size, "train": sizes[0], "evaluation": sizes[1]}
     c.data.scenes = ConfigDict(scenes)
     words = (("pick_caption", {}), ("tokenize", {"length": length}))
-    if few:
+    if clear:
         c.model.weights.text, c.optim.freeze = "runs/unclip/clip", ("text/.*",)
     if cached:
         c.data.source, c.data.path = "cached", "caches/scenes_latents"
@@ -72,7 +72,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "seed": 0,
         "data": {"source": "scenes"},
     }
-    if few:
+    if clear:
         c.evals.attributes = ConfigDict({"type": "attributes", "count": 200, **common})
     elif not small:  # a picture for each stored prompt, read by the oracle
         c.evals.generated = ConfigDict({"type": "generated", "prompts": "", "samples": 1, "workers": 0, "training": "", **common})
@@ -81,9 +81,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def model(kind: str, length: int, cached: bool) -> ConfigDict:
     """Config `model`. `kind`: of FIRST_STAGES."""
-    small, few, stage = kind == "smoke", kind == "few", FIRST_STAGES[kind]
-    widths = {"smoke": (16, 32), "few": (32, 64), "flow": (96, 192)}[kind]
-    width, depth, heads = {"smoke": (16, 1, 2), "few": (64, 2, 2), "flow": (192, 4, 4)}[kind]
+    small, clear, stage = kind == "smoke", kind == "clear", FIRST_STAGES[kind]
+    widths = {"smoke": (16, 32), "clear": (32, 64), "flow": (96, 192)}[kind]
+    width, depth, heads = {"smoke": (16, 1, 2), "clear": (64, 2, 2), "flow": (192, 4, 4)}[kind]
     network = {
         "type": "unet",
         "channels": widths,
@@ -109,6 +109,6 @@ def model(kind: str, length: int, cached: bool) -> ConfigDict:
             "text": {"vocab": VOCAB, "length": length, "width": width, "depth": depth, "heads": heads, "mlp": 4 * width},
             "weights": {"text": ""},
             "latent": {"autoencoder": stage, "scale": 1.0, "cached": cached},
-            "sampler": {"solver": "euler", "steps": 2 if small else 25 if few else 50, "guidance": 3.0},
+            "sampler": {"solver": "euler", "steps": 2 if small else 25 if clear else 50, "guidance": 3.0},
         }
     )

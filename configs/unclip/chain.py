@@ -14,13 +14,13 @@ from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
 STAGES = ("prior", "ar_prior", "decoder", "upsampler", "upsampler64")
-SETS = ("few", "objects", "smoke")
+SETS = ("clear", "objects", "smoke")
 VOCAB, LENGTH = 1024, 24  # as the CLIP's
-WIDTHS = {"few": 128, "objects": 128, "smoke": 16}  # of its embeddings
-PIXELS = {"few": 32, "objects": 64, "smoke": 32}  # of the set's pictures
+WIDTHS = {"clear": 128, "objects": 128, "smoke": 16}  # of its embeddings
+PIXELS = {"clear": 32, "objects": 64, "smoke": 32}  # of the set's pictures
 SMALL = 16  # pixels of the decoder
 COSINE = {"name": "discrete", "betas": "cosine", "steps": 1000}
-# Steps with set few, steps with objects, examples a step, rate.
+# Steps with set clear, steps with objects, examples a step, rate.
 STEPS = {
     "prior": (500, 2000, 256, 1e-3),
     "ar_prior": (500, 2000, 256, 1e-3),
@@ -31,17 +31,17 @@ STEPS = {
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: STAGE or STAGE:SET, of STAGES and SETS; default decoder:few."""
+    """`arg`: STAGE or STAGE:SET, of STAGES and SETS; default decoder:clear."""
     stage, _, which = (arg or "decoder").partition(":")
-    which = which or "few"
+    which = which or "clear"
     if stage not in STAGES or which not in SETS:
         wrong, known = (stage, STAGES) if stage not in STAGES else (which, SETS)
         raise UserError(f"config argument {wrong!r}{suggest(wrong, known)}")
     small = which == "smoke"
     c = base()
     c.task = {"prior": "diffusion_prior", "ar_prior": "ar_prior"}.get(stage, "diffusion")
-    few, objects, batch, lr = STEPS[stage]
-    c.steps, c.batch_size = (4, 16) if small else (objects if which == "objects" else few, batch)
+    clear, objects, batch, lr = STEPS[stage]
+    c.steps, c.batch_size = (4, 16) if small else (objects if which == "objects" else clear, batch)
     c.model = ConfigDict({"prior": prior, "ar_prior": ar_prior, "decoder": decoder}.get(stage, upsampler)(which, stage))
     c.data.source = "cached"
     c.data.transforms = transforms(stage, which)

@@ -4,7 +4,7 @@
     mmjax cache --workdir runs/unclip/clip --predict encode_image:embedding,encode_text:text_embedding --captions 3 --keep image,tokens \\
         --out runs/unclip/pairs
 
-Arguments: `few`, 32 pixels, the default; `objects`, 64 pixels and up to six objects, for the chain to 64; `smoke`, seconds. Captions are
+Arguments: `clear`, 32 pixels, the default; `objects`, 64 pixels and up to six objects, for the chain to 64; `smoke`, seconds. Captions are
 short or ordinary, and detailed too where there is room. docs/unclip.md has the whole chain.
 """
 
@@ -13,23 +13,23 @@ from ml_collections import ConfigDict
 from mmjax.core.config import base
 from mmjax.core.errors import UserError, suggest
 
-KINDS = {"few": 32, "objects": 64, "smoke": 32}  # pixels
+KINDS = {"clear": 32, "objects": 64, "smoke": 32}  # pixels
 VOCAB, LENGTH = 1024, 24  # tokens; every short and nearly every ordinary caption fits
 NORMALIZE = ("normalize", {"mean": 0.5, "std": 0.5})  # -1..1, as the decoder has its pictures
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`arg`: one of KINDS, default few."""
-    kind = arg or "few"
+    """`arg`: one of KINDS, default clear."""
+    kind = arg or "clear"
     if kind not in KINDS:
         raise UserError(f"config argument {kind!r}{suggest(kind, KINDS)}")
     small, pixels = kind == "smoke", KINDS[kind]
     c = base()
     c.task = "clip"
-    c.steps, c.batch_size = {"few": (500, 256), "objects": (1500, 256), "smoke": (4, 16)}[kind]
+    c.steps, c.batch_size = {"clear": (500, 256), "objects": (1500, 256), "smoke": (4, 16)}[kind]
     c.model = model(pixels, small)
     c.data.source = "scenes"
-    c.data.scenes = ConfigDict({"config": "objects" if kind == "objects" else "few", "pixels": pixels, **_counts(kind)})
+    c.data.scenes = ConfigDict({"config": "objects" if kind == "objects" else "clear", "pixels": pixels, **_counts(kind)})
     c.data.transforms = (
         ("decode", {"channels": 3}),
         NORMALIZE,  # neither crop nor flip: captions speak of places
@@ -56,7 +56,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _counts(kind: str) -> dict:
-    return {"few": {"train": 15_000, "evaluation": 500}, "objects": {"train": 50_000, "evaluation": 1_000}}.get(
+    return {"clear": {"train": 15_000, "evaluation": 500}, "objects": {"train": 50_000, "evaluation": 1_000}}.get(
         kind, {"train": 64, "evaluation": 16}
     )
 

@@ -50,7 +50,7 @@ class Asked:
     requirements: Mapping[str, Requirement]
 
 
-def prompts(count: int, config: str = "few", split: str = "validation") -> tuple[Asked, ...]:
+def prompts(count: int, config: str = "clear", split: str = "validation") -> tuple[Asked, ...]:
     """`count` prompts of one object and `count` of two, which differ in colour and in shape; the same every time. None comes twice before
     there are more than the set has pairs of a colour and a shape, and then each as seldom as may be, of another scene."""
     out: list[Asked] = []

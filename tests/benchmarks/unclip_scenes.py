@@ -1,6 +1,6 @@
 """The chain of unCLIP on scenes, its ablations and several seeds: the compositional score of each, in one table.
 
-    python tests/benchmarks/unclip_scenes.py --root runs/unclip_seeds [--set few] [--seeds 0 1 2] [--prompts 100] [--out FILE.json]
+    python tests/benchmarks/unclip_scenes.py --root runs/unclip_seeds [--set clear] [--seeds 0 1 2] [--prompts 100] [--out FILE.json]
 
 Trains the stages of launch/unclip_scenes.sh and the autoregressive prior once a seed (what is done is not done again), and draws the same
 prompts of one and of two objects with every row: the chain; the true picture's embedding in place of the prior's, which is the most that a
@@ -81,7 +81,7 @@ def table(rows: dict[str, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the seeds' folders")
-    parser.add_argument("--set", default="few", choices=("few", "objects", "smoke"))
+    parser.add_argument("--set", default="clear", choices=("clear", "objects", "smoke"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--prompts", type=int, default=100, help="of one object, and as many of two")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))

@@ -16,7 +16,7 @@ from mmjax.data.scenes.grammar import CLOSING, OPENING, Call, Grammar, Leaf, Nod
 from mmjax.data.scenes.sample import Draws
 from mmjax.data.scenes.world import OPPOSITE, RADIUS, Scene
 
-CONFIGS = ("objects", "few", "relations", "counting", "text")
+CONFIGS = ("objects", "few", "clear", "relations", "counting", "text")
 LEVELS = ("short", "ordinary", "detailed")
 TEXTURES = {"plain": "plain", "stripes": "striped", "checks": "checked", "dots": "dotted", "noise": "noisy", "gradient": "shaded"}
 

@@ -30,7 +30,7 @@ SUPPORTS = tuple(s for s in SHAPES if s != "heart")
 FLAT = "square"
 
 COUNTS = {1: 0.22, 2: 0.26, 3: 0.22, 4: 0.14, 5: 0.09, 6: 0.07}  # objects in a picture of `objects`, and their share
-FEW = {1: 0.5, 2: 0.5}  # of `few`
+FEW = {1: 0.5, 2: 0.5}  # of `few` and `clear`
 DISTRACTORS = {0: 0.3, 1: 0.3, 2: 0.25, 3: 0.15}
 MOST = 8  # objects in a picture of `counting`, distractors included
 
@@ -141,21 +141,28 @@ def arrange(d: Draws, wanted: Sequence[Object], others: Sequence[Object] = (), w
     return [placed[i] for i in range(len(wanted))]
 
 
-def objects(d: Draws, split: str, n: int) -> list[Object] | None:
-    """n objects, no two alike in shape and colour; `biased` repeats no shape, so that its colours are drawn freely."""
+def objects(d: Draws, split: str, n: int, clear: bool = False) -> list[Object] | None:
+    """n objects, no two alike in shape and colour; `biased` repeats no shape, so that its colours are drawn freely. With `clear` none is
+    small or an outline."""
     pairs: list[tuple[str, str]] = [d.pick(sorted(splits.HELD_OUT_PAIRS))] if split == "unseen" else []
     free = d.shuffled(SHAPES)
     while len(pairs) < n:
         shape = free.pop() if split == "biased" else d.pick(SHAPES)
         taken = [c for s, c in pairs if s == shape]
         pairs.append((shape, colour(d, split, shape, taken)))
-    sizes = SIZES if n <= 4 else SIZES[:2]
-    return arrange(d, d.shuffled([looks(d, s, c, d.pick(sizes)) for s, c in pairs]))
+    sizes = SIZES[1:] if clear else SIZES if n <= 4 else SIZES[:2]
+    wanted = [looks(d, s, c, d.pick(sizes)) for s, c in pairs]
+    return arrange(d, d.shuffled([dataclasses.replace(o, outline=False) for o in wanted] if clear else wanted))
 
 
 def _objects(d: Draws, split: str, n: int) -> Scene | None:
     placed = objects(d, split, n)
     return placed and Scene(tuple(placed), background(d))
+
+
+def _clear(d: Draws, split: str, n: int) -> Scene | None:
+    placed = objects(d, split, n, clear=True)
+    return placed and Scene(tuple(placed), dataclasses.replace(background(d), kind="plain"))
 
 
 def _counting(d: Draws, split: str, n: int) -> Scene | None:
@@ -280,6 +287,7 @@ HELD_OUT_WORDS = tuple(w for w in WORDS if splits.is_held_out_word(w))
 CONFIGS: Mapping[str, tuple[Callable[[Draws, str, Any], Scene | None], Mapping[Any, float]]] = {
     "objects": (_objects, COUNTS),
     "few": (_objects, FEW),
+    "clear": (_clear, FEW),
     "relations": (_relations, dict.fromkeys(RELATIONS, 1.0)),
     "counting": (_counting, dict.fromkeys(range(1, 7), 1.0)),
     "text": (_text, dict.fromkeys(glyphs.FONTS, 1.0)),

@@ -13,7 +13,7 @@ from mmjax.data.scenes.words import WORDS
 
 VOCAB_SIZE = 1024
 EXAMPLES = 400  # of every config but REPEATED
-REPEATED = ("few",)  # says nothing that "objects" does not
+REPEATED = ("few", "clear")  # say nothing that "objects" does not
 _TEXTS = ("captions", "question", "answer", "questions", "answers", "instruction", "program", "texts")
 
 
