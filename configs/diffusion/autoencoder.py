@@ -5,8 +5,8 @@
     mmjax cache --workdir runs/scenes_ae --predict encode --split train --keep captions --out caches/scenes_latents
     mmjax train --config configs/diffusion/autoencoder.py:kl-f8 --workdir runs/kl_f8 data.path='/sets/openimages/{00000..00999}.tar'
 
-Arguments: `scenes`, the default, pictures of 64 pixels to 16 x 16 x 4; `scenes-f8`, to 8 x 8 x 8; `clear`, 16 x 16 x 4 of one or two objects,
-small enough for two cores; `kl-f4` and `kl-f8`; `smoke`, seconds.
+Arguments: `scenes`, the default, pictures of 64 pixels to 16 x 16 x 4; `scenes-f8`, to 8 x 8 x 8; `clear`, 16 x 16 x 4 of one or two
+things on a plain ground, small enough for two cores; `kl-f4` and `kl-f8`; `smoke`, seconds.
 
 kl-f4 and kl-f8 follow the authors' code: L1 with LPIPS, KL times 1e-6, a patch discriminator of three halvings with batch norm and a hinge
 from step 50,001 at weight 0.5 times the adaptive factor, Adam with betas 0.5 and 0.9 for both players, crops of 256 pixels, a rate of

@@ -1,8 +1,8 @@
 """What a model of small scenes gets right of one and of two objects: colours, shapes, and which belongs to which, each counted by itself.
 
 GenEval's categories ask for all at once; here a picture drawn for "a red circle and a blue star" is also asked whether there is a red thing
-and a blue thing, which may be blobs of no known shape. Every score stands beside chance: what pictures of the other prompts of the same kind get. As an evaluation, of a model
-that draws texts; a chain of stages is scored by `mmjax eval --pipeline`.
+and a blue thing, which may be blobs of no known shape. Every score stands beside chance: what pictures of the other prompts of the same
+kind get. As an evaluation, of a model that draws texts; a chain of stages is scored by `mmjax eval --pipeline`.
 
 P prompts, S pixels a side.
 """

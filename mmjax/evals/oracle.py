@@ -119,8 +119,8 @@ def _read_one(image: Shaped[np.ndarray, "H W 3"]) -> Reading:
 
 
 def _things(view: View) -> tuple[list[Seen], list[Blob], Bool[np.ndarray, "S S"]]:
-    """What the picture's spots are, the widest first: what lies inside another thing is looked at against it. Then where it stands out and is
-    neither object nor blob."""
+    """What the picture's spots are, the widest first: what lies inside another thing is looked at against it. Last, where it stands
+    out and is neither object nor blob."""
     found: list[Seen] = []
     blobs: list[Blob] = []
     known = np.zeros((view.size, view.size), bool)

@@ -151,7 +151,7 @@ def _nearest(view: View) -> tuple[Int[np.ndarray, "S S"], Float64[np.ndarray, "S
     best = rest.argmin(1)
     each = np.arange(len(best))
     colour[some], share[some] = best, along[each, best]
-    strength[some] = along[each, best] * np.sqrt(length[each, best])
+    strength[some] = along[each, best] * np.sqrt(np.maximum(length[each, best], 0.0))
     return colour, share, strength
 
 

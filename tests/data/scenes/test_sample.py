@@ -104,6 +104,14 @@ def test_objects_of_a_picture():
         assert len({(o.shape, o.colour) for o in objects}) == len(objects)
 
 
+def test_what_is_clear():
+    scenes = [sample("clear", split, i) for split in SPLITS for i in range(100)]
+    things = [o for scene in scenes for o in scene.objects]
+    assert {len(scene.objects) for scene in scenes} == {1, 2} and {scene.background.kind for scene in scenes} == {"plain"}
+    assert {o.size for o in things} == {"medium", "large"} and not any(o.outline for o in things)
+    assert any(o.angle for o in things)
+
+
 def test_counting():
     for i in range(80):
         objects = sample("counting", "train", i).objects
