@@ -1,6 +1,6 @@
 """The small chain of unCLIP on scenes, stage by stage: a prior, a decoder of 16 pixels, an upsampler to 32, beside the CLIP of clip.py.
 
-    bash launch/unclip_scenes.sh runs/unclip                            all of it, in the order of docs/unclip.md
+    bash launch/quickstart.sh runs/unclip                            all of it, in the order of docs/unclip.md
     mmjax train --config configs/unclip/chain.py:decoder --workdir runs/unclip/decoder data.path=runs/unclip/pairs
 
 Arguments, each with `data.path`, the set that `mmjax cache` made with that CLIP: `prior`, by diffusion; `ar_prior`; `decoder`;

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/unclip_scenes.py --root runs/unclip_seeds [--set clear] [--seeds 0 1 2] [--prompts 100] [--out FILE.json]
 
-Trains the stages of launch/unclip_scenes.sh and the autoregressive prior once a seed (what is done is not done again), and draws the same
+Trains the stages of launch/quickstart.sh and the autoregressive prior once a seed (what is done is not done again), and draws the same
 prompts of one and of two objects with every row: the chain; the true picture's embedding in place of the prior's, which is the most that a
 prior can reach; the caption's own embedding; the caption's words alone; the embedding alone; no guidance; the autoregressive prior; a sweep
 of guidance; four candidates. Intervals are 95 %, over prompts. Written to results/unclip_scenes.json, the table as Markdown beside it.
@@ -47,7 +47,7 @@ def train(root: Path, which: str, seed: int) -> dict[str, Path]:
     """Pipeline files, by prior, of the stages of a seed."""
     folder = root / f"{which}-{seed}"
     environment = {**os.environ, "SET": which}
-    subprocess.run(["bash", str(ROOT / "launch/unclip_scenes.sh"), str(folder), f"all.seed={seed}"], check=True, env=environment)
+    subprocess.run(["bash", str(ROOT / "launch/quickstart.sh"), str(folder), f"all.seed={seed}"], check=True, env=environment)
     own = [f"data.path={folder / 'pairs'}", f"seed={seed}"]
     config = f"{ROOT / 'configs/unclip/chain.py'}:ar_prior:{which}"
     command = [sys.executable, "-m", "mmjax.cli.main", "train", "--config", config, "--workdir", str(folder / "ar_prior"), *own]

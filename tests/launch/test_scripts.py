@@ -127,24 +127,7 @@ def test_test_sh_runs_lint_then_format_then_pytest_and_ends_with_the_first_failu
     assert installs(log) == want[:stages]
 
 
-def test_quickstart_trains_then_evaluates_where_it_was_called(tmp_path, checkout):
-    ready(checkout, tmp_path, ".venv", "tensorboard")
-    program(checkout / ".venv" / "bin", "mmjax", 'echo "$PWD: $@" >> "$LOG"')
-    log, elsewhere = tmp_path / "log", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    for cwd, args in ((checkout, []), (elsewhere, ["my runs/x", "seed=1"])):
-        assert bash(checkout / "launch" / "quickstart.sh", *args, cwd=cwd, LOG=str(log), PYTHON="").returncode == 0
-    assert installs(log) == [
-        f"{checkout}: train --config configs/clip/digits.py --workdir runs/digits",
-        f"{checkout}: eval --workdir runs/digits --split test --report",
-        f"{checkout}: train --config configs/clip/digits.py --workdir {elsewhere}/my runs/x seed=1",
-        f"{checkout}: eval --workdir {elsewhere}/my runs/x --split test --report",
-    ]
-    out = bash("launch/quickstart.sh", "seed=1", cwd=checkout)
-    assert out.returncode == 1 and "first argument is the workdir" in out.stderr
-
-
-def test_the_stages_of_unclip_one_after_the_other(tmp_path, checkout):
+def test_quickstart_trains_the_stages_one_after_the_other_where_it_was_called(tmp_path, checkout):
     ready(checkout, tmp_path, ".venv", "tensorboard")
     program(
         checkout / ".venv" / "bin",
@@ -153,7 +136,7 @@ def test_the_stages_of_unclip_one_after_the_other(tmp_path, checkout):
     )
     log, folder = tmp_path / "log", tmp_path / "my runs"
     folder.mkdir()
-    run = lambda *args: bash(checkout / "launch" / "unclip_scenes.sh", *args, cwd=tmp_path, LOG=str(log), PYTHON="", SET="smoke")
+    run = lambda *args: bash(checkout / "launch" / "quickstart.sh", *args, cwd=tmp_path, LOG=str(log), PYTHON="", SET="smoke")
     out = run("my runs", "all.seed=3", "decoder.steps=9")
     assert out.returncode == 0 and "now try:" in out.stdout, out.stderr
     pairs = f"data.path={folder}/pairs"
@@ -169,6 +152,9 @@ def test_the_stages_of_unclip_one_after_the_other(tmp_path, checkout):
     assert json.loads((folder / "pipeline.json").read_text())["upsamplers"] == ["up32"]
     assert run("my runs").returncode == 0 and not any(line.startswith("cache") for line in installs(log)[len(first) :])  # it is there
     assert "expected ROLE.key=value" in run("my runs", "steps=3").stderr
+    assert "first argument is the folder" in run("all.seed=3").stderr
+    out = bash("launch/quickstart.sh", cwd=checkout, LOG=str(log), PYTHON="")
+    assert out.returncode == 0 and installs(log)[-1] == "eval --pipeline runs/unclip/pipeline.json --report", out.stderr
 
 
 TPU = ("my-pod", "zone-b", "mmjax", "train", "--distributed", "--config", "it's a.py", "--workdir", "/mnt/x")
