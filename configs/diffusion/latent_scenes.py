@@ -9,7 +9,7 @@
 SCALE is 1 / `latent_std` of the autoencoder's evaluation, so that the flow sees latents of about unit variance. data.path is the cached
 set, caches/scenes_latents if not given. The evaluation draws a picture for each stored prompt and an exact oracle reads it. The text tower
 is trained along; with model.weights.text=CLIP it begins as that run's, and optim.freeze='("text/.*",)' leaves it there. Arguments:
-`flow`, the default; `clear`, one or two objects in the latents of autoencoder.py:clear, on two cores, told by the text tower of
+`flow`, the default; `clear`, one or two things on plain ground in the latents of autoencoder.py:few, on two cores, told by the text tower of
 configs/unclip/clip.py:clear as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`, seconds,
 pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
 """
@@ -21,7 +21,7 @@ from mmjax.core.errors import UserError, suggest
 
 KINDS = ("flow", "clear", "smoke", "smoke_cached")
 VOCAB, LENGTH = 1024, 96  # of the tokenizer beside the set; every caption fits
-# As configs/diffusion/autoencoder.py has them: `scenes`, `clear`, `smoke`.
+# As configs/diffusion/autoencoder.py has them: `scenes`, `few`, `smoke`.
 FIRST_STAGES = {
     "flow": {"latent": 4, "mults": (1, 2, 2), "width": 32, "blocks": 1, "groups": 8},
     "clear": {"latent": 4, "mults": (1, 2, 2), "width": 16, "blocks": 1, "groups": 1},
