@@ -72,6 +72,6 @@ if [ "$set_name" = objects ]; then
 fi
 printf '{"clip": "clip", "prior": "prior", "decoder": "decoder", "upsamplers": [%s]}\n' "$upsamplers" >"$folder/pipeline.json"
 say "drawing and scoring"
-"$mmjax" eval --pipeline "$folder/pipeline.json" --report
+"$mmjax" eval --pipeline "$folder/pipeline.json" --candidates 8 --report
 say "$(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s after installation; now try:"
-echo "  $mmjax sample --pipeline $folder/pipeline.json --prompt \"a red circle and a blue star\" --num 8 --out $folder/drawn"
+echo "  $mmjax sample --pipeline $folder/pipeline.json --prompt \"a red circle and a blue star\" --num 8 --candidates 8 --out $folder/drawn"

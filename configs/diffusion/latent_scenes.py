@@ -9,9 +9,9 @@
 SCALE is 1 / `latent_std` of the autoencoder's evaluation, so that the flow sees latents of about unit variance. data.path is the cached
 set, caches/scenes_latents if not given. The evaluation draws a picture for each stored prompt and an exact oracle reads it. The text tower
 is trained along; with model.weights.text=CLIP it begins as that run's, and optim.freeze='("text/.*",)' leaves it there. Arguments:
-`flow`, the default; `clear`, one or two things on plain ground in the latents of autoencoder.py:few, on two cores, told by the text tower of
-configs/unclip/clip.py:clear as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`, seconds,
-pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
+`flow`, the default; `clear`, one or two things on a plain ground in the latents of autoencoder.py:few, on two cores, told by the text
+tower of configs/unclip/clip.py:clear as it is (model.weights.text, runs/unclip/clip), judged by prompts of one and of two objects; `smoke`,
+seconds, pictures encoded as they come by a first stage that knows nothing; `smoke_cached`, the same on cached latents.
 """
 
 from ml_collections import ConfigDict
@@ -38,7 +38,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     length = 24 if clear else LENGTH
     c = base()
     c.task = "diffusion"
-    c.steps, c.batch_size = (4, 16) if small else (4000, 64) if clear else (10_000, 128)
+    c.steps, c.batch_size = (4, 16) if small else (5400, 64) if clear else (10_000, 128)
     c.model = model(kind.removesuffix("_cached"), length, cached)
     sizes = (64, 16) if small else (15_000, 500) if clear else (20_000, 1_000)
     scenes = {"config": "clear" if clear else "objects", "pixels": c.model.size, "train": sizes[0], "evaluation": sizes[1]}
@@ -59,9 +59,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.init_from.skip = ("(discriminator|perceptual|network|text)/.*|log_scale",)
 
     c.optim.lr, c.optim.clip_norm = 3e-4 if kind == "flow" else 1e-3, 1.0
-    c.optim.warmup = min(300, c.steps // 2)
+    c.optim.warmup = min(200 if clear else 300, c.steps // 2)
     c.optim.args = ConfigDict({"b1": 0.9, "b2": 0.99})
-    c.ema.ema = 0.5 if small else 0.999
+    c.ema.ema = 0.5 if small else 0.995 if clear else 0.999
     c.log.every = 1 if small else 50
     c.checkpoint.every = 2 if small else 1000
     common = {

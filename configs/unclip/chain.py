@@ -24,8 +24,8 @@ COSINE = {"name": "discrete", "betas": "cosine", "steps": 1000}
 STEPS = {
     "prior": (500, 2000, 256, 1e-3),
     "ar_prior": (500, 2000, 256, 1e-3),
-    "decoder": (520, 6000, 64, 1.5e-3),
-    "upsampler": (200, 1000, 64, 1.5e-3),
+    "decoder": (1000, 6000, 64, 1.5e-3),
+    "upsampler": (300, 1000, 64, 1.5e-3),
     "upsampler64": (200, 1000, 64, 1.5e-3),
 }
 

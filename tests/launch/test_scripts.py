@@ -147,14 +147,14 @@ def test_quickstart_trains_the_stages_one_after_the_other_where_it_was_called(tm
         f"train --config configs/unclip/chain.py:prior:smoke --workdir {folder}/prior {pairs} seed=3",
         f"train --config configs/unclip/chain.py:decoder:smoke --workdir {folder}/decoder {pairs} seed=3 steps=9",
         f"train --config configs/unclip/chain.py:upsampler:smoke --workdir {folder}/up32 {pairs} seed=3",
-        f"eval --pipeline {folder}/pipeline.json --report",
+        f"eval --pipeline {folder}/pipeline.json --candidates 8 --report",
     ]
     assert json.loads((folder / "pipeline.json").read_text())["upsamplers"] == ["up32"]
     assert run("my runs").returncode == 0 and not any(line.startswith("cache") for line in installs(log)[len(first) :])  # it is there
     assert "expected ROLE.key=value" in run("my runs", "steps=3").stderr
     assert "first argument is the folder" in run("all.seed=3").stderr
     out = bash("launch/quickstart.sh", cwd=checkout, LOG=str(log), PYTHON="")
-    assert out.returncode == 0 and installs(log)[-1] == "eval --pipeline runs/unclip/pipeline.json --report", out.stderr
+    assert out.returncode == 0 and installs(log)[-1] == "eval --pipeline runs/unclip/pipeline.json --candidates 8 --report", out.stderr
 
 
 TPU = ("my-pod", "zone-b", "mmjax", "train", "--distributed", "--config", "it's a.py", "--workdir", "/mnt/x")
